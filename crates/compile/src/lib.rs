@@ -1,0 +1,1 @@
+//! The mesh as a function: compile, scope, encode.

@@ -1,0 +1,1 @@
+//! The control plane: the shell around `compile`.

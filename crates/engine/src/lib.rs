@@ -1,0 +1,1 @@
+//! xDS messages in, decisions out.

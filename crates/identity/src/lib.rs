@@ -1,0 +1,1 @@
+//! Identities: keys, certificates, the certificate authority, tokens, rotation.

@@ -1,0 +1,1 @@
+//! Redirection and namespaces: the only privileged code.

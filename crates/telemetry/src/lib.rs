@@ -1,0 +1,1 @@
+//! Metrics, access logs, tap, and the admin address's pages.

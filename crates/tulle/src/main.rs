@@ -1,0 +1,2 @@
+//! The `tulle` program.
+fn main() {}

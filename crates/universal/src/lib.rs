@@ -1,0 +1,1 @@
+//! Declarations from a directory or an embedded store.

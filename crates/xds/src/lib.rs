@@ -1,0 +1,1 @@
+//! Delta and state-of-the-world xDS sessions, their gRPC server and client.
