@@ -1,2 +1,11 @@
-//! The `tulle` program.
-fn main() {}
+//! The `tulle` program: every verb of the command line, the control plane, the proxy and the demo.
+
+mod cli;
+mod output;
+mod verbs;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::run(std::env::args_os()).into()
+}

@@ -1,0 +1,68 @@
+//! The command line's tree: which verbs there are and which flags they share.
+
+use std::ffi::OsString;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::output::{ColorChoice, Exit};
+use crate::verbs;
+
+/// Tulle, a light service mesh.
+#[derive(Debug, Parser)]
+#[command(name = "tulle", version, propagate_version = true, disable_help_subcommand = true, max_term_width = 110)]
+#[command(after_help = "Examples:\n  tulle version\n  tulle completion bash > /etc/bash_completion.d/tulle")]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// Flags that every verb takes.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Global {
+    /// When to use colours
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "WHEN")]
+    pub(crate) color: ColorChoice,
+    /// Say less on standard error
+    #[arg(short, long, global = true)]
+    pub(crate) quiet: bool,
+    /// Say more on standard error (repeat for more)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Version(verbs::version::Args),
+    Completion(verbs::completion::Args),
+}
+
+/// Parses the command line, runs the verb and tells how it ended.
+pub(crate) fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { Exit::Usage } else { Exit::Done };
+        }
+    };
+    let global = cli.global;
+    match cli.verb {
+        Verb::Version(args) => verbs::version::run(args, &global),
+        Verb::Completion(args) => verbs::completion::run(args, &global),
+    }
+}
+
+/// The whole tree, for completions and reference documents.
+pub(crate) fn command() -> clap::Command {
+    Cli::command()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_tree_is_consistent() {
+        super::command().debug_assert();
+    }
+}

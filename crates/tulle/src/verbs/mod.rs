@@ -1,0 +1,4 @@
+//! One file for each verb.
+
+pub(crate) mod completion;
+pub(crate) mod version;
