@@ -1,1 +1,13 @@
-//! Delta and state-of-the-world xDS sessions, their gRPC server and client.
+//! Envoy's aggregated discovery protocol (ADS, version 3): delta and state-of-the-world, both ends.
+//!
+//! The protocol lives in pure state machines such as [`client::Session`]: messages go in,
+//! messages come out, and there is no clock, socket or task inside. [`client::start`] and its like are
+//! thin shells that put them on gRPC.
+//!
+//! Architecture invariant: nothing here knows what a listener or a cluster *says*; resources are named bytes.
+
+pub mod client;
+pub mod kind;
+mod wire;
+
+pub use kind::Flavor;
