@@ -1,0 +1,307 @@
+//! Handshakes in memory: who is accepted, who is refused, and with which cause on either side.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use identity::tls::{
+    self, Cause, ClientAuth, ClientSettings, KeySlot, NameCheck, PeerFacts, Resumption, SanMatcher, ServerSettings,
+    TlsFloor, TrustBundle,
+};
+use rcgen::ExtendedKeyUsagePurpose;
+use rustls::{ClientConfig, ClientConnection, HandshakeKind, NamedGroup, ServerConfig, ServerConnection};
+
+use crate::pki::{Authority, Leaf};
+
+const WEB: &str = "spiffe://mesh.test/ns/shop/sa/web";
+const CART: &str = "spiffe://mesh.test/ns/shop/sa/cart";
+const SNI: &str = "outbound_.8080_._.cart.shop.svc.cluster.local";
+
+/// What a finished handshake was like.
+struct Done {
+    client: ClientConnection,
+    server: ServerConnection,
+}
+
+/// Both sides in one thread. An error names the side that found it.
+fn shake(
+    client: Arc<ClientConfig>,
+    server: Arc<ServerConfig>,
+    sni: &str,
+) -> Result<Done, (&'static str, rustls::Error)> {
+    let mut client = ClientConnection::new(client, sni.to_owned().try_into().unwrap()).unwrap();
+    let mut server = ServerConnection::new(server).unwrap();
+    for _ in 0..12 {
+        let mut wire = Vec::new();
+        while client.wants_write() {
+            client.write_tls(&mut wire).unwrap();
+        }
+        let mut rest = &wire[..];
+        while !rest.is_empty() {
+            server.read_tls(&mut rest).unwrap();
+            server.process_new_packets().map_err(|e| ("server", e))?;
+        }
+        let mut wire = Vec::new();
+        while server.wants_write() {
+            server.write_tls(&mut wire).unwrap();
+        }
+        let mut rest = &wire[..];
+        while !rest.is_empty() {
+            client.read_tls(&mut rest).unwrap();
+            client.process_new_packets().map_err(|e| ("client", e))?;
+        }
+    }
+    assert!(!client.is_handshaking() && !server.is_handshaking());
+    Ok(Done { client, server })
+}
+
+fn server_of(ca: &Authority, leaf: &Leaf) -> ServerSettings {
+    ServerSettings {
+        keys: ca.slot(leaf),
+        client_auth: ClientAuth::Require,
+        trust: vec![ca.bundle("mesh.test")],
+        alpn: vec![b"istio-peer-exchange".to_vec(), b"h2".to_vec()],
+        ..ServerSettings::default()
+    }
+}
+
+fn client_of(ca: &Authority, leaf: &Leaf) -> ClientSettings {
+    ClientSettings {
+        keys: Some(ca.slot(leaf)),
+        trust: vec![ca.bundle("mesh.test")],
+        names: NameCheck::OneOf(vec![SanMatcher::uri(CART)]),
+        alpn: vec![b"h2".to_vec()],
+        send_server_name: true,
+        ..ClientSettings::default()
+    }
+}
+
+fn attempt(client: &ClientSettings, server: &ServerSettings) -> Result<Done, (&'static str, Cause)> {
+    let (client, server) = (tls::client_config(client).unwrap(), tls::server_config(server).unwrap());
+    shake(client, server, SNI).map_err(|(side, error)| (side, Cause::of(&error)))
+}
+
+fn refused(client: &ClientSettings, server: &ServerSettings) -> (&'static str, Cause) {
+    attempt(client, server).map(|_| ()).expect_err("the handshake must fail")
+}
+
+fn peer(connection: &rustls::CommonState) -> PeerFacts {
+    tls::facts(connection, SystemTime::now()).unwrap().unwrap()
+}
+
+#[test]
+fn both_sides_know_each_other() {
+    let ca = Authority::new("root");
+    let done = attempt(&client_of(&ca, &Leaf::spiffe(WEB)), &server_of(&ca, &Leaf::spiffe(CART))).unwrap();
+    assert_eq!(peer(&done.server).identity.unwrap().to_string(), WEB);
+    assert_eq!(peer(&done.client).identity.unwrap().to_string(), CART);
+    assert_eq!(tls::peer_identity(done.server.peer_certificates().unwrap()).unwrap().to_string(), WEB);
+    assert_eq!(done.server.server_name(), Some(SNI));
+    assert_eq!(done.server.alpn_protocol(), Some(&b"h2"[..]));
+    let group = done.client.negotiated_key_exchange_group().unwrap().name();
+    assert_eq!(group, NamedGroup::X25519MLKEM768, "post-quantum first");
+}
+
+#[test]
+fn another_authority_is_unknown_on_both_sides() {
+    let (ca, other) = (Authority::new("root"), Authority::new("root"));
+    let mut client = client_of(&ca, &Leaf::spiffe(WEB));
+    client.keys = Some(other.slot(&Leaf::spiffe(WEB)));
+    let outcome = refused(&client, &server_of(&ca, &Leaf::spiffe(CART)));
+    assert!(matches!(outcome, ("server", Cause::UnknownCa | Cause::BadSignature)), "{outcome:?}");
+
+    let mut server = server_of(&ca, &Leaf::spiffe(CART));
+    server.keys = Authority::new("different").slot(&Leaf::spiffe(CART));
+    assert_eq!(refused(&client_of(&ca, &Leaf::spiffe(WEB)), &server), ("client", Cause::UnknownCa));
+}
+
+#[test]
+fn time_is_checked() {
+    let ca = Authority::new("root");
+    let now = SystemTime::now();
+    let day = Duration::from_secs(86_400);
+    let past = Leaf { begins: now - 2 * day, ends: now - day, ..Leaf::spiffe(WEB) };
+    let future = Leaf { begins: now + day, ends: now + 2 * day, ..Leaf::spiffe(WEB) };
+    let server = server_of(&ca, &Leaf::spiffe(CART));
+    assert_eq!(refused(&client_of(&ca, &past), &server), ("server", Cause::Expired));
+    assert_eq!(refused(&client_of(&ca, &future), &server), ("server", Cause::NotYetValid));
+    let old_server = server_of(&ca, &Leaf { begins: now - 2 * day, ends: now - day, ..Leaf::spiffe(CART) });
+    assert_eq!(refused(&client_of(&ca, &Leaf::spiffe(WEB)), &old_server), ("client", Cause::Expired));
+}
+
+#[test]
+fn names_are_checked() {
+    let ca = Authority::new("root");
+    let intruder = server_of(&ca, &Leaf::spiffe("spiffe://mesh.test/ns/shop/sa/intruder"));
+    assert_eq!(refused(&client_of(&ca, &Leaf::spiffe(WEB)), &intruder), ("client", Cause::SanMismatch));
+
+    let mut picky = server_of(&ca, &Leaf::spiffe(CART));
+    picky.names = NameCheck::OneOf(vec![SanMatcher::uri(CART)]);
+    assert_eq!(refused(&client_of(&ca, &Leaf::spiffe(WEB)), &picky), ("server", Cause::SanMismatch));
+
+    let nobody = ServerSettings { names: NameCheck::OneOf(vec![]), ..server_of(&ca, &Leaf::spiffe(CART)) };
+    assert_eq!(refused(&client_of(&ca, &Leaf::spiffe(WEB)), &nobody), ("server", Cause::SanMismatch));
+}
+
+#[test]
+fn an_identity_is_exactly_one_spiffe_uri() {
+    let ca = Authority::new("root");
+    let server = server_of(&ca, &Leaf::spiffe(CART));
+    let two = Leaf { uris: vec![WEB, CART], ..Leaf::spiffe(WEB) };
+    let none = Leaf::dns("web.shop");
+    let odd = Leaf::spiffe("spiffe://mesh.test/workload/web");
+    let other_scheme = Leaf::spiffe("https://mesh.test/ns/shop/sa/web");
+    for leaf in [two, none, odd, other_scheme] {
+        assert_eq!(refused(&client_of(&ca, &leaf), &server), ("server", Cause::NotSpiffe), "{:?}", leaf.uris);
+    }
+    let foreign = Leaf::spiffe("spiffe://elsewhere.test/ns/shop/sa/web");
+    assert_eq!(refused(&client_of(&ca, &foreign), &server), ("server", Cause::ForeignTrustDomain));
+}
+
+#[test]
+fn an_authority_speaks_for_its_own_trust_domain_only() {
+    let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
+    let mut server = server_of(&ours, &Leaf::spiffe(CART));
+    server.trust = vec![ours.bundle("mesh.test"), theirs.bundle("partner.test")];
+    let mut client = client_of(&ours, &Leaf::spiffe(WEB));
+    client.keys = Some(theirs.slot(&Leaf::spiffe("spiffe://partner.test/ns/a/sa/b")));
+    assert!(attempt(&client, &server).is_ok());
+    client.keys = Some(theirs.slot(&Leaf::spiffe(WEB)));
+    assert_eq!(refused(&client, &server), ("server", Cause::UnknownCa), "the partner must not name our workloads");
+}
+
+#[test]
+fn a_missing_certificate_is_refused_only_when_required() {
+    let ca = Authority::new("root");
+    let mut server = server_of(&ca, &Leaf::spiffe(CART));
+    let anonymous = ClientSettings { keys: None, ..client_of(&ca, &Leaf::spiffe(WEB)) };
+    assert_eq!(refused(&anonymous, &server), ("server", Cause::NoCertificate));
+    server.client_auth = ClientAuth::Request;
+    let done = attempt(&anonymous, &server).unwrap();
+    assert!(tls::facts(&done.server, SystemTime::now()).unwrap().is_none());
+    let wrong = ClientSettings { keys: Some(Authority::new("x").slot(&Leaf::spiffe(WEB))), ..anonymous };
+    assert_eq!(refused(&wrong, &server), ("server", Cause::UnknownCa), "permissive is not blind");
+}
+
+#[test]
+fn purposes_are_checked() {
+    let ca = Authority::new("root");
+    let only_server = Leaf { usages: vec![ExtendedKeyUsagePurpose::ServerAuth], ..Leaf::spiffe(WEB) };
+    let outcome = refused(&client_of(&ca, &only_server), &server_of(&ca, &Leaf::spiffe(CART)));
+    assert_eq!(outcome, ("server", Cause::WrongPurpose));
+}
+
+#[test]
+fn a_chain_bomb_is_refused_before_any_signature() {
+    let ca = Authority::new("root");
+    let (leaf, key) = ca.pem_for(&Leaf::spiffe(WEB));
+    let bomb = format!("{leaf}{}", ca.pem.repeat(9));
+    let keys = KeySlot::with(tls::Credentials::from_pem(bomb.as_bytes(), key.as_bytes()).unwrap());
+    let client = ClientSettings { keys: Some(keys), ..client_of(&ca, &Leaf::spiffe(WEB)) };
+    assert_eq!(refused(&client, &server_of(&ca, &Leaf::spiffe(CART))), ("server", Cause::BadCertificate));
+}
+
+#[test]
+fn ordinary_names_work_without_spiffe() {
+    let ca = Authority::new("root");
+    let any = || vec![TrustBundle::for_any_name(ca.pem.as_bytes()).unwrap()];
+    let server = ServerSettings { keys: ca.slot(&Leaf::dns("*.example.com")), ..ServerSettings::default() };
+    let mut client = ClientSettings { trust: any(), names: NameCheck::ServerName, ..ClientSettings::default() };
+    let run = |client: &ClientSettings, name: &str| {
+        shake(tls::client_config(client).unwrap(), tls::server_config(&server).unwrap(), name)
+            .map(|done| done.client.alpn_protocol().is_none())
+            .map_err(|(side, e)| (side, Cause::of(&e)))
+    };
+    assert_eq!(run(&client, "a.example.com"), Ok(true));
+    assert_eq!(run(&client, "a.example.org"), Err(("client", Cause::SanMismatch)));
+    client.names = NameCheck::OneOf(vec![SanMatcher::dns("b.example.com")]);
+    assert_eq!(run(&client, "whatever.test"), Ok(true));
+    client.names = NameCheck::ChainOnly;
+    assert_eq!(run(&client, "whatever.test"), Ok(true));
+}
+
+#[test]
+fn a_new_key_in_the_slot_serves_the_next_handshake() {
+    let ca = Authority::new("root");
+    let settings = server_of(&ca, &Leaf::spiffe(CART));
+    let server = tls::server_config(&settings).unwrap();
+    let client = tls::client_config(&client_of(&ca, &Leaf::spiffe(WEB))).unwrap();
+    let serial = |done: Done| peer(&done.client).serial;
+    let first = serial(shake(client.clone(), server.clone(), SNI).map_err(|e| e.1).unwrap());
+    settings.keys.set(vec![ca.credentials(&Leaf::spiffe(CART))]);
+    let second = serial(shake(client.clone(), server.clone(), SNI).map_err(|e| e.1).unwrap());
+    assert_ne!(first, second);
+    settings.keys.set(vec![]);
+    assert!(shake(client, server, SNI).is_err(), "an empty slot serves nobody");
+}
+
+#[test]
+fn sessions_end_with_their_configuration_and_with_the_certificate() {
+    let ca = Authority::new("root");
+    let kind = |done: &Done| done.client.handshake_kind().unwrap();
+    let mut server = server_of(&ca, &Leaf::spiffe(CART));
+    let client_settings =
+        ClientSettings { resumption: Resumption::Within(Duration::MAX), ..client_of(&ca, &Leaf::spiffe(WEB)) };
+    let go = |client: &Arc<ClientConfig>, server: &Arc<ServerConfig>| {
+        shake(client.clone(), server.clone(), SNI).map_err(|e| e.1).unwrap()
+    };
+
+    let (client, off) = (tls::client_config(&client_settings).unwrap(), tls::server_config(&server).unwrap());
+    go(&client, &off);
+    assert_ne!(kind(&go(&client, &off)), HandshakeKind::Resumed, "mutual TLS does not resume by default");
+
+    server.resumption = Resumption::Within(Duration::from_secs(60));
+    let (client, on) = (tls::client_config(&client_settings).unwrap(), tls::server_config(&server).unwrap());
+    go(&client, &on);
+    let resumed = go(&client, &on);
+    assert_eq!(kind(&resumed), HandshakeKind::Resumed);
+    let later = SystemTime::now() + Duration::from_secs(7200);
+    assert_eq!(tls::facts(&resumed.server, later).unwrap_err().cause, Cause::Expired);
+    let rebuilt = tls::server_config(&server).unwrap();
+    assert_ne!(kind(&go(&client, &rebuilt)), HandshakeKind::Resumed, "new trust, new sessions");
+
+    server.resumption = Resumption::Within(Duration::ZERO);
+    let (client, brief) = (tls::client_config(&client_settings).unwrap(), tls::server_config(&server).unwrap());
+    go(&client, &brief);
+    assert_ne!(kind(&go(&client, &brief)), HandshakeKind::Resumed, "too old");
+}
+
+#[test]
+fn plaintext_and_old_versions_have_their_causes() {
+    let ca = Authority::new("root");
+    let config = tls::server_config(&server_of(&ca, &Leaf::spiffe(CART))).unwrap();
+    let mut server = ServerConnection::new(config).unwrap();
+    server.read_tls(&mut &b"GET / HTTP/1.1\r\nHost: cart\r\n\r\n"[..]).unwrap();
+    assert_eq!(Cause::of(&server.process_new_packets().unwrap_err()), Cause::NotTls);
+
+    let server = ServerSettings { floor: TlsFloor::V1_3, ..server_of(&ca, &Leaf::spiffe(CART)) };
+    let client = client_of(&ca, &Leaf::spiffe(WEB));
+    let done = attempt(&client, &server).unwrap();
+    assert_eq!(done.server.protocol_version(), Some(rustls::ProtocolVersion::TLSv1_3));
+    let strange = ClientSettings { alpn: vec![b"strange".to_vec()], ..client };
+    assert_eq!(refused(&strange, &server), ("server", Cause::NothingInCommon));
+}
+
+#[test]
+fn facts_are_what_headers_need() {
+    let ca = Authority::new("root");
+    let credentials = ca.credentials(&Leaf { dns: vec!["cart.shop"], ..Leaf::spiffe(CART) });
+    let facts = credentials.facts();
+    assert_eq!(facts.uri_names, [CART]);
+    assert_eq!(facts.dns_names, ["cart.shop"]);
+    assert_eq!(facts.subject, "");
+    assert_eq!(facts.issuer, "CN=root");
+    assert_eq!(facts.hash.len(), 64);
+    assert!(!facts.serial.is_empty());
+}
+
+#[test]
+fn key_and_certificate_must_belong_together() {
+    let ca = Authority::new("root");
+    let (chain, _) = ca.pem_for(&Leaf::spiffe(WEB));
+    let (_, key) = ca.pem_for(&Leaf::spiffe(WEB));
+    let error = tls::Credentials::from_pem(chain.as_bytes(), key.as_bytes()).unwrap_err();
+    assert!(matches!(error, tls::MaterialError::KeyMismatch), "{error}");
+    assert!(tls::Credentials::from_pem(b"", key.as_bytes()).is_err());
+    assert!(tls::Credentials::from_pem(chain.as_bytes(), b"").is_err());
+    assert!(tls::TrustBundle::for_any_name(b"nothing").is_err());
+}

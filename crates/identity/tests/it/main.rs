@@ -1,0 +1,4 @@
+//! One integration-test program for the crate: real handshakes, real sockets, real files, real Envoy.
+
+mod handshake;
+mod pki;
