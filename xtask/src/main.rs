@@ -1,2 +1,41 @@
 //! Developer tasks: `cargo xtask --help`.
-fn main() {}
+
+mod cases;
+mod layers;
+mod tidy;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Developer tasks of the Tulle workspace.
+#[derive(Debug, Parser)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    Cases(cases::Args),
+    /// Check that each crate imports only what `layers.toml` lets it
+    Layers,
+    /// Check the rules of the repository that no other linter knows
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().task {
+        Task::Cases(args) => cases::run(&args),
+        Task::Layers => layers::run(),
+        Task::Tidy => tidy::run(),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}

@@ -1,1 +1,11 @@
-//! Worlds to test in.
+//! Worlds to test in: recording backends, plain clients, behaviour tables, and meshes of real proxies around them.
+//!
+//! For developers; nothing that ships depends on it.
+
+pub mod client;
+pub mod head;
+pub mod issue;
+pub mod recorder;
+pub mod table;
+pub mod topology;
+pub mod world;

@@ -1,0 +1,69 @@
+//! Certificates for a test mesh: a root made on the spot and leaves with SPIFFE names.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    SanType,
+};
+
+/// A certificate authority that lives as long as the test.
+#[derive(Debug)]
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    root: String,
+}
+
+impl Authority {
+    /// Makes a root.
+    ///
+    /// # Errors
+    /// When no key can be made.
+    pub fn new(name: &str) -> Result<Self> {
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::OrganizationName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let root = params.self_signed(&key)?.pem();
+        Ok(Self { issuer: Issuer::new(params, key), root })
+    }
+
+    /// The root's PEM.
+    pub fn root(&self) -> &str {
+        &self.root
+    }
+
+    /// A leaf for a SPIFFE id: certificate chain and key as PEM. It is good from `start` to `end`, counted from now.
+    ///
+    /// # Errors
+    /// When no key can be made or the id is no URI.
+    pub fn leaf(&self, spiffe: &str, start: Duration, end: Duration) -> Result<(String, String)> {
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![SanType::URI(spiffe.try_into().context("SPIFFE id")?)];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        let now = std::time::SystemTime::now();
+        params.not_before = (now - start).into();
+        params.not_after = (now + end).into();
+        let leaf = params.signed_by(&key, &self.issuer)?;
+        Ok((leaf.pem(), key.serialize_pem()))
+    }
+
+    /// Writes `cert-chain.pem`, `key.pem` and `root-cert.pem` for an identity into a directory.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn write(&self, directory: &Path, spiffe: &str) -> Result<()> {
+        std::fs::create_dir_all(directory)?;
+        let hour = Duration::from_secs(3600);
+        let (chain, key) = self.leaf(spiffe, Duration::from_secs(60), 24 * hour)?;
+        std::fs::write(directory.join("cert-chain.pem"), chain)?;
+        std::fs::write(directory.join("key.pem"), key)?;
+        std::fs::write(directory.join("root-cert.pem"), &self.root)?;
+        Ok(())
+    }
+}

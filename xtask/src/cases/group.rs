@@ -1,0 +1,126 @@
+//! Cases that can share one arrangement of the world.
+
+use anyhow::Result;
+use testkit::table::{Case, Config, Table};
+use testkit::topology::{Fixture, Topology, Variant};
+use testkit::world::World;
+
+use super::Count;
+use super::ask::{self, Answer};
+use super::expect;
+
+/// Cases with the same configuration and variant.
+#[derive(Debug)]
+pub(super) struct Group<'a> {
+    config: &'a Config,
+    variant: Variant,
+    cases: Vec<&'a Case>,
+}
+
+/// Groups cases, in the order in which their configurations first appear.
+pub(super) fn groups<'a>(table: &'a Table, cases: &[&'a Case]) -> Result<Vec<Group<'a>>> {
+    let mut groups: Vec<(String, Group<'a>)> = Vec::new();
+    for case in cases {
+        let Some(config) = table.configs.get(&case.config) else {
+            anyhow::bail!("{}: no configuration `{}`", case.id, case.config);
+        };
+        let variant = case.request.as_ref().map(Variant::of).unwrap_or_default();
+        let found = groups.iter_mut().find(|(id, group)| *id == case.config && group.variant == variant);
+        match found {
+            Some((_, group)) => group.cases.push(case),
+            None => groups.push((case.config.clone(), Group { config, variant, cases: vec![case] })),
+        }
+    }
+    Ok(groups.into_iter().map(|(_, group)| group).collect())
+}
+
+/// Arranges the world for a group and asks its cases; prints a line for each that fails.
+pub(super) async fn run(
+    world: &mut World,
+    fixture: &Fixture,
+    table: &Table,
+    group: &Group<'_>,
+    logs: bool,
+    count: &mut Count,
+) -> Result<()> {
+    let topology = Topology::lay(fixture, group.config, &group.variant)?;
+    let wanted = wanted(&topology, &group.cases);
+    let arranged = world.arrange(&topology, &wanted).await;
+    for case in &group.cases {
+        let failures = match &arranged {
+            Err(error) => vec![format!("{error:#}")],
+            Ok(()) => run_case(world, &topology, case).await,
+        };
+        if failures.is_empty() {
+            count.passed += 1;
+            continue;
+        }
+        let word = if case.optional { "optional" } else { "FAILED" };
+        println!("{word} {} ({}): {}", case.id, case.why, failures.join("; "));
+        if logs {
+            for id in &wanted {
+                println!("  log of {id}:\n    {}", world.proxy_log(id));
+            }
+        }
+        if !case.optional {
+            count.failed += 1;
+        }
+    }
+    let _ = table;
+    Ok(())
+}
+
+async fn run_case(world: &World, topology: &Topology, case: &Case) -> Vec<String> {
+    let Some(request) = &case.request else {
+        return vec!["the runner has no status conditions to look at".to_owned()];
+    };
+    let mut failures = Vec::new();
+    for _ in 0..case.repeat.unwrap_or(1) {
+        world.log().clear();
+        match ask::ask(world, topology, request, &case.expect).await {
+            Err(error) => failures.push(format!("{error:#}")),
+            Ok(answers) => failures.extend(judge(world, case, &answers)),
+        }
+        if !failures.is_empty() && case.expect.max_failures.is_none() {
+            break;
+        }
+    }
+    failures
+}
+
+fn judge(world: &World, case: &Case, answers: &[Answer]) -> Vec<String> {
+    let request = case.request.as_ref();
+    match &case.expect.any_of {
+        None => expect::check(&case.expect, request, answers, world.log()),
+        Some(alternatives) => {
+            let all: Vec<_> =
+                alternatives.iter().map(|expect| expect::check(expect, request, answers, world.log())).collect();
+            if all.iter().any(Vec::is_empty) { Vec::new() } else { all.concat() }
+        }
+    }
+}
+
+/// The workloads that these cases can reach, and the clients that ask.
+fn wanted(topology: &Topology, cases: &[&Case]) -> Vec<String> {
+    let mut wanted: Vec<String> = Vec::new();
+    let mut add = |id: String| {
+        if !wanted.contains(&id) {
+            wanted.push(id);
+        }
+    };
+    for request in cases.iter().filter_map(|case| case.request.as_ref()) {
+        let clients = [request.from.as_deref(), request.second_client.as_deref()];
+        for client in clients.into_iter().flatten().filter_map(|name| topology.workload(name)) {
+            add(client.id());
+        }
+        let namespace = request.from.as_deref().and_then(|name| topology.workload(name)).map(|w| w.namespace.clone());
+        let service =
+            request.to.as_deref().and_then(|to| topology.service_named(namespace.as_deref().unwrap_or("shop"), to));
+        match service {
+            Some(service) => topology.behind(service).for_each(|workload| add(workload.id())),
+            // A route may lead to any of them.
+            None => topology.workloads.iter().filter(|w| !w.client).for_each(|workload| add(workload.id())),
+        }
+    }
+    wanted
+}

@@ -1,0 +1,140 @@
+//! `cargo xtask cases`: behaviour tables over real sockets, answered by our proxy or by the real Envoy.
+
+mod ask;
+mod expect;
+mod group;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use testkit::table::{self, Case, Table};
+use testkit::topology::Fixture;
+use testkit::world::{ProxyProgram, World};
+
+/// Run behaviour tables over real sockets
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  cargo xtask cases tests/scenarios/*.yaml\n  \
+    cargo xtask cases --judge envoy --skip ingress tests/scenarios/routes.yaml")]
+pub(crate) struct Args {
+    /// Tables (JSON or YAML); `fixtures.json` or `fixtures.yaml` stands beside them
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+    /// Who answers
+    #[arg(long, value_enum, default_value_t)]
+    judge: Judge,
+    /// Leave out cases whose area or `via` is exactly one of these words
+    #[arg(long, value_delimiter = ',')]
+    skip: Vec<String>,
+    /// Run only cases whose id contains this text
+    #[arg(long)]
+    only: Option<String>,
+    /// Tell the last lines of the proxies' logs for each failing case
+    #[arg(long)]
+    logs: bool,
+    /// Use this `tulle` instead of building one
+    #[arg(long, value_name = "PATH")]
+    tulle: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+enum Judge {
+    /// Our proxy
+    #[default]
+    Tulle,
+    /// The real Envoy, on what `tulle translate` prints
+    Envoy,
+}
+
+/// Set in the process that runs inside its own network namespace.
+const INSIDE: &str = "TULLE_XTASK_INSIDE";
+
+/// Runs the tables; true when every counted case passed.
+pub(crate) fn run(args: &Args) -> Result<bool> {
+    if std::env::var_os(INSIDE).is_none() {
+        return run_inside(args);
+    }
+    let status = Command::new("ip").args(["link", "set", "lo", "up"]).status().context("`ip` (package iproute2)")?;
+    if !status.success() {
+        bail!("cannot raise the loopback device of the new network namespace");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(run_tables(args))
+}
+
+/// Builds `tulle` and starts this program again in a network namespace of its own.
+fn run_inside(args: &Args) -> Result<bool> {
+    let tulle = match &args.tulle {
+        Some(path) => path.clone(),
+        None => build_tulle()?,
+    };
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--net", "--kill-child"]);
+    command.arg(std::env::current_exe()?).args(std::env::args_os().skip(1)).arg("--tulle").arg(tulle);
+    command.env(INSIDE, "1");
+    let status = command.status().context("`unshare` (package util-linux)")?;
+    match status.code() {
+        Some(0) => Ok(true),
+        Some(1) => Ok(false),
+        _ => bail!("the runner in its own network namespace ended with {status}; are user namespaces allowed here?"),
+    }
+}
+
+/// Builds the `tulle` program in the profile of this one and tells where it is.
+fn build_tulle() -> Result<PathBuf> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo).args(["build", "--quiet", "--package", "tulle"]).status()?;
+    if !status.success() {
+        bail!("`cargo build --package tulle` failed");
+    }
+    let own = std::env::current_exe()?;
+    let path = own.parent().context("directory of this program")?.join("tulle");
+    if path.exists() { Ok(path) } else { bail!("{} is not there after the build", path.display()) }
+}
+
+async fn run_tables(args: &Args) -> Result<bool> {
+    let tulle = args.tulle.clone().context("--tulle")?;
+    let program = match args.judge {
+        Judge::Tulle => ProxyProgram::Tulle(tulle.clone()),
+        Judge::Envoy => ProxyProgram::Envoy("envoy".into()),
+    };
+    let mut world = World::new(tulle, program)?;
+    let mut count = Count::default();
+    for file in &args.files {
+        let table: Table = table::read(file)?;
+        let fixture = fixture(file)?;
+        let cases: Vec<&Case> = table.cases.iter().filter(|case| !left_out(args, case)).collect();
+        let mut own = Count::default();
+        for group in group::groups(&table, &cases)? {
+            group::run(&mut world, &fixture, &table, &group, args.logs, &mut own).await?;
+        }
+        println!("{}: {} passed, {} failed", table.table, own.passed, own.failed);
+        count.passed += own.passed;
+        count.failed += own.failed;
+    }
+    println!("{} passed, {} failed", count.passed, count.failed);
+    Ok(count.failed == 0 && count.passed > 0)
+}
+
+/// How many cases passed and failed.
+#[derive(Debug, Default)]
+struct Count {
+    passed: usize,
+    failed: usize,
+}
+
+fn left_out(args: &Args, case: &Case) -> bool {
+    let via = case.request.as_ref().and_then(|ask| ask.via.as_deref());
+    let skipped = args.skip.iter().any(|word| *word == case.area || Some(word.as_str()) == via);
+    skipped || args.only.as_ref().is_some_and(|text| !case.id.contains(text.as_str()))
+}
+
+fn fixture(table: &Path) -> Result<Fixture> {
+    let beside = table.parent().unwrap_or_else(|| Path::new("."));
+    ["fixtures.json", "fixtures.yaml"]
+        .iter()
+        .map(|name| beside.join(name))
+        .find(|path| path.exists())
+        .map(|path| table::read(&path))
+        .with_context(|| format!("no fixtures.json or fixtures.yaml beside {}", table.display()))?
+}
