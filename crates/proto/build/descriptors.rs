@@ -15,7 +15,8 @@ const OVERRIDE: &str = "TULLE_ENVOY_TYPES_DIR";
 /// All files in one pool.
 pub(crate) fn pool(ours: FileDescriptorSet) -> Outcome<DescriptorPool> {
     let path = package_dir()?.join("src/generated/types.bin");
-    let bytes = std::fs::read(&path).map_err(|error| format!("descriptors of envoy-types: {}: {error}", path.display()))?;
+    let bytes =
+        std::fs::read(&path).map_err(|error| format!("descriptors of envoy-types: {}: {error}", path.display()))?;
     let mut pool = DescriptorPool::decode(bytes.as_slice())?;
     for file in ours.file {
         if pool.get_file_by_name(file.name()).is_none() {

@@ -33,12 +33,17 @@ impl Text {
 
 /// The whole block.
 pub(crate) fn build(pool: &DescriptorPool, surface: &Surface) -> Outcome<Vec<u8>> {
-    let mut messages: Vec<MessageDescriptor> = pool.all_messages().filter(|message| wanted(message.full_name())).collect();
+    let mut messages: Vec<MessageDescriptor> =
+        pool.all_messages().filter(|message| wanted(message.full_name())).collect();
     messages.sort_by(|a, b| a.full_name().cmp(b.full_name()));
     let mut enums: Vec<EnumDescriptor> = pool.all_enums().filter(|kind| wanted(kind.full_name())).collect();
     enums.sort_by(|a, b| a.full_name().cmp(b.full_name()));
     let index = Index {
-        messages: messages.iter().enumerate().map(|(at, message)| (message.full_name().to_owned(), at as u32)).collect(),
+        messages: messages
+            .iter()
+            .enumerate()
+            .map(|(at, message)| (message.full_name().to_owned(), at as u32))
+            .collect(),
         enums: enums.iter().enumerate().map(|(at, kind)| (kind.full_name().to_owned(), at as u32)).collect(),
     };
     let mut text = Text::default();
@@ -164,7 +169,9 @@ fn sensitive(field: &FieldDescriptor) -> bool {
 }
 
 fn wanted(name: &str) -> bool {
-    let descriptors = name.starts_with("google.protobuf.") && special(name) == 0 && name != "google.protobuf.NullValue"
+    let descriptors = name.starts_with("google.protobuf.")
+        && special(name) == 0
+        && name != "google.protobuf.NullValue"
         && !name.starts_with("google.protobuf.Struct.");
     !descriptors && !LEFT_OUT.iter().any(|package| name.strip_prefix(package).is_some_and(|rest| rest.starts_with('.')))
 }

@@ -246,8 +246,7 @@ impl EnumType {
 
     /// Names and numbers, as declared.
     pub(crate) fn values(self) -> impl Iterator<Item = (&'static str, i32)> {
-        let table =
-            HEADER + count(0) as usize * MESSAGE + count(1) as usize * FIELD + count(2) as usize * ENUM;
+        let table = HEADER + count(0) as usize * MESSAGE + count(1) as usize * FIELD + count(2) as usize * ENUM;
         let first = word(self.row() + 8);
         (first..first + word(self.row() + 12)).map(move |at| {
             let row = table + at as usize * VALUE;
@@ -266,7 +265,10 @@ fn word(at: usize) -> u32 {
 }
 
 fn short(at: usize) -> u32 {
-    BLOCK.get(at..at + 2).and_then(|bytes| bytes.try_into().ok()).map_or(0, |bytes| u32::from(u16::from_le_bytes(bytes)))
+    BLOCK
+        .get(at..at + 2)
+        .and_then(|bytes| bytes.try_into().ok())
+        .map_or(0, |bytes| u32::from(u16::from_le_bytes(bytes)))
 }
 
 fn byte(at: usize) -> u8 {

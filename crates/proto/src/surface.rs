@@ -191,8 +191,7 @@ impl<'a> Walk<'a> {
 /// Whether the message says of itself that it may be left out when unknown (`is_optional: true`).
 fn is_optional(message: MessageType, bytes: &[u8]) -> bool {
     let Some(field) = message.field_named("is_optional") else { return false };
-    Entries::new(bytes)
-        .any(|entry| entry == Ok(Entry { number: field.number(), value: Value::Varint(1) }))
+    Entries::new(bytes).any(|entry| entry == Ok(Entry { number: field.number(), value: Value::Varint(1) }))
 }
 
 fn step<'a>(field: FieldType, entry: Entry<'a>, seen: &mut Vec<(u32, usize)>) -> Step<'a> {

@@ -133,7 +133,14 @@ mod tests {
 
     #[test]
     fn cut_and_overlong_bytes_are_malformed() {
-        for bytes in [&b"\x08"[..], b"\x0a\x05ab", b"\x09\x01", b"\x00\x01", b"\x0b", b"\x08\xff\xff\xff\xff\xff\xff\xff\xff\xff\x02"] {
+        for bytes in [
+            &b"\x08"[..],
+            b"\x0a\x05ab",
+            b"\x09\x01",
+            b"\x00\x01",
+            b"\x0b",
+            b"\x08\xff\xff\xff\xff\xff\xff\xff\xff\xff\x02",
+        ] {
             assert_eq!(Entries::new(bytes).last(), Some(Err(Malformed)), "{bytes:?}");
         }
     }
