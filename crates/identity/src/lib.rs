@@ -1,6 +1,9 @@
 //! Identities: keys, certificates, the certificate authority, join tokens, rotation, and the TLS settings
 //! that make one program prove to another who it is.
 //!
+//! - [`ca`]: the root key and what it signs; [`ca::csr`]: the requests.
+//! - [`token`]: how a workload joins for the first time.
+//! - [`audit`]: records and counts of what was issued and refused.
 //! - [`tls`]: rustls configurations from plain inputs, verification of peers, facts about a peer.
 //!
 //! Architecture invariants: no Kubernetes types; chain verification is never switched off; an identity comes
@@ -11,4 +14,10 @@
     deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unreachable)
 )]
 
+pub mod audit;
+pub mod ca;
+mod private;
 pub mod tls;
+pub mod token;
+
+pub use private::PrivateError;

@@ -22,6 +22,7 @@ pub use config::{
     BuildError, ClientAuth, ClientSettings, Resumption, ServerSettings, TlsFloor, client_config, server_config,
 };
 pub use material::{Credentials, KeySlot, MaterialError, Revocation, TrustBundle};
+pub(crate) use peer::when;
 pub use peer::{PeerFacts, facts, peer_identity};
 pub use san::{NameKind, SanMatcher, TextMatch};
 pub use verify::NameCheck;
