@@ -28,6 +28,13 @@ pub struct Fixture {
     pub services: Vec<FixtureService>,
     /// Callers.
     pub clients: BTreeMap<String, FixtureClient>,
+    /// The workload that a configuration's `endpoints` stand for.
+    #[serde(default = "endpoints_of")]
+    pub endpoints_of: String,
+}
+
+fn endpoints_of() -> String {
+    "a".to_owned()
 }
 
 /// Mesh-wide settings.
@@ -307,7 +314,7 @@ impl Topology {
 
 fn place_programs(fixture: &Fixture, config: &Config, six: bool, placed: &mut Vec<Placed>) {
     for workload in &fixture.workloads {
-        let replaced = workload.name == "a" && workload.namespace == "shop" && !config.endpoints.is_empty();
+        let replaced = workload.name == fixture.endpoints_of && !config.endpoints.is_empty();
         if replaced {
             for endpoint in &config.endpoints {
                 let mut one = place(workload, next(placed), six);
