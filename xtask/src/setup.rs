@@ -95,9 +95,9 @@ fn install_python() -> Result<()> {
 /// Whether a command is on the path.
 fn found(command: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")]).any(|directory| {
-        directory.join(command).is_file()
-    })
+    std::env::split_paths(&path)
+        .chain([PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")])
+        .any(|directory| directory.join(command).is_file())
 }
 
 /// Whether this process is root.
