@@ -43,7 +43,7 @@ fn our_files() -> Outcome<FileDescriptorSet> {
 /// Generates Rust messages, clients and servers.
 fn generate(files: FileDescriptorSet, out: &Path) -> Outcome<()> {
     let mut config = tonic_prost_build::Config::new();
-    config.enable_type_names();
+    config.enable_type_names().type_name_domain(["."], "type.googleapis.com");
     tonic_prost_build::configure()
         .out_dir(out)
         .build_client(true)
