@@ -199,7 +199,11 @@ impl Reader {
             _ => Some(field_mask(text)),
         };
         if bytes.is_none() {
-            let right = if special == Special::Duration { "seconds as in `0.25s`" } else { "a time as in `2026-01-31T12:00:00Z`" };
+            let right = if special == Special::Duration {
+                "seconds as in `0.25s`"
+            } else {
+                "a time as in `2026-01-31T12:00:00Z`"
+            };
             self.fault(node, format!("expected {right}, found {}", node.described()));
         }
         bytes
@@ -277,7 +281,9 @@ impl Reader {
                 put_tag(&mut out, 1, 0);
                 put_varint(&mut out, 0);
             }
-            Value::Word(word) | Value::Number(word) => free_word(&mut out, word, matches!(node.value, Value::Number(_))),
+            Value::Word(word) | Value::Number(word) => {
+                free_word(&mut out, word, matches!(node.value, Value::Number(_)))
+            }
             Value::Text(text) => put_bytes(&mut out, 3, text.as_bytes()),
             Value::Map(_) => put_bytes(&mut out, 5, &self.structure(node).unwrap_or_default()),
             Value::List(_) => put_bytes(&mut out, 6, &self.list_value(node).unwrap_or_default()),

@@ -2,8 +2,8 @@
 
 use base64::Engine;
 use base64::alphabet;
-use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use base64::engine::DecodePaddingMode;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 
 use super::tree::{Node, Value};
 use crate::schema::{EnumType, Kind};
@@ -121,9 +121,7 @@ pub(super) fn boolean(word: &str) -> Option<bool> {
     let lower = word.to_ascii_lowercase();
     let capital = word.starts_with(|first: char| first.is_ascii_uppercase());
     let rest = word.get(1..).unwrap_or("");
-    let cased = word == lower
-        || word == word.to_ascii_uppercase()
-        || (capital && rest == lower.get(1..).unwrap_or(""));
+    let cased = word == lower || word == word.to_ascii_uppercase() || (capital && rest == lower.get(1..).unwrap_or(""));
     match lower.as_str() {
         "true" | "yes" | "y" | "on" if cased => Some(true),
         "false" | "no" | "n" | "off" if cased => Some(false),

@@ -1,5 +1,5 @@
-use prost::Message;
 use proptest::prelude::*;
+use prost::Message;
 use serde_json::json;
 
 use super::*;
@@ -81,7 +81,10 @@ fn values_take_their_canonical_form() {
     assert_eq!(fault["envoy.filters.http.fault"]["abort"]["http_status"], 503);
     // A default in a oneof or wrapper is written, elsewhere it is not.
     assert!(fault["envoy.filters.http.fault"]["abort"]["percentage"]["denominator"].is_null());
-    assert_eq!(json["static_resources"]["clusters"][0]["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["load_balancing_weight"], 3);
+    assert_eq!(
+        json["static_resources"]["clusters"][0]["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["load_balancing_weight"],
+        3
+    );
 }
 
 #[test]

@@ -13,7 +13,8 @@ pub(super) fn parse(text: &str) -> Result<Node, Fault> {
     let mut builder = Builder::default();
     let mut parser = Parser::new_from_str(text);
     while let Some(event) = parser.next_event() {
-        let (event, span) = event.map_err(|error| fault(error.marker().line(), error.marker().col() + 1, error.info()))?;
+        let (event, span) =
+            event.map_err(|error| fault(error.marker().line(), error.marker().col() + 1, error.info()))?;
         builder.event(event, span)?;
     }
     Ok(builder.root.unwrap_or(Node { line: 1, column: 1, value: Value::Null }))
@@ -107,10 +108,13 @@ fn merge(entries: &mut Vec<(Key, Node)>, node: Node) -> Result<(), Fault> {
     let (line, column) = (node.line, node.column);
     let maps = match node.value {
         Value::Map(map) => vec![map],
-        Value::List(items) => items.into_iter().filter_map(|item| match item.value {
-            Value::Map(map) => Some(map),
-            _ => None,
-        }).collect(),
+        Value::List(items) => items
+            .into_iter()
+            .filter_map(|item| match item.value {
+                Value::Map(map) => Some(map),
+                _ => None,
+            })
+            .collect(),
         _ => return Err(fault(line, column, "`<<` takes a map")),
     };
     for (key, value) in maps.into_iter().flatten() {
