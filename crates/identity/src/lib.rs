@@ -3,6 +3,7 @@
 //!
 //! - [`ca`]: the root key and what it signs; [`ca::csr`]: the requests.
 //! - [`token`]: how a workload joins for the first time.
+//! - [`service`]: the certificate service over gRPC; [`door`]: listeners that know who calls; [`reach`]: the way there.
 //! - [`audit`]: records and counts of what was issued and refused.
 //! - [`tls`]: rustls configurations from plain inputs, verification of peers, facts about a peer.
 //!
@@ -16,7 +17,10 @@
 
 pub mod audit;
 pub mod ca;
+pub mod door;
 mod private;
+pub mod reach;
+pub mod service;
 pub mod tls;
 pub mod token;
 
