@@ -1,0 +1,308 @@
+//! The HTTP connection manager as running data.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderValue;
+use ipnet::IpNet;
+
+use crate::access_log::{AccessLog, LogFilter};
+use crate::cors::CorsFilter;
+use crate::fault::FaultPolicy;
+use crate::format::{JsonTemplate, Template};
+use crate::listener::Extension;
+use crate::path::PathOptions;
+use crate::rbac::HttpRbac;
+use crate::routes::{HeaderAddition, RouteTable};
+
+/// Everything about HTTP on one filter chain. Routes come from `routes`.
+#[derive(Debug)]
+pub struct HttpManager {
+    /// First part of metric names.
+    pub stat_prefix: Arc<str>,
+    /// Which versions of HTTP are spoken.
+    pub codec: Codec,
+    /// The route table, or its name.
+    pub routes: RouteSource,
+    /// HTTP filters in order, without the router at the end.
+    pub filters: Vec<HttpFilter>,
+    /// What the router filter was told.
+    pub router: RouterOptions,
+    /// Path and host canonicalisation.
+    pub path: PathOptions,
+    /// The peer's address is the client's (true) or `x-forwarded-for` is believed (false, the default).
+    pub use_remote_address: bool,
+    /// Trusted proxies in front. Default 0.
+    pub xff_trusted_hops: u32,
+    /// Do not append to `x-forwarded-for`. Default false.
+    pub skip_xff_append: bool,
+    /// Ranges that count as internal; empty: the private ranges (RFC 1918, RFC 4193) and loopback.
+    pub internal_addresses: Vec<IpNet>,
+    /// Unix socket peers count as internal.
+    pub internal_unix_sockets: bool,
+    /// Appended to `via` in both directions.
+    pub via: Option<HeaderValue>,
+    /// The `server` header. Default `envoy`.
+    pub server_name: HeaderValue,
+    /// When it is written.
+    pub server_header: ServerHeader,
+    /// What happens to `x-forwarded-client-cert`.
+    pub client_cert: ForwardClientCert,
+    /// Make `x-request-id` where absent. Default true.
+    pub generate_request_id: bool,
+    /// Keep a request id from outside. Default false.
+    pub preserve_external_request_id: bool,
+    /// Send the request id back. Default false.
+    pub request_id_in_response: bool,
+    /// Idle limit of one exchange; `None`: none. Default 5 min.
+    pub stream_idle_timeout: Option<Duration>,
+    /// Limit for the whole request to arrive; `None`: none.
+    pub request_timeout: Option<Duration>,
+    /// Limit for the request's head to arrive; `None`: none. Default here 60 s (Envoy: none).
+    pub request_headers_timeout: Option<Duration>,
+    /// Between GOAWAY and the end of an HTTP/2 connection. Default 5 s.
+    pub drain_timeout: Duration,
+    /// How long a closing connection may linger. Default 1 s.
+    pub delayed_close_timeout: Duration,
+    /// Limit of a request's head, bytes. Default 60 KiB.
+    pub max_request_headers_bytes: u32,
+    /// Idle limit of a connection; `None`: none. Default 1 h.
+    pub idle_timeout: Option<Duration>,
+    /// Limit of a connection's life; `None`: none.
+    pub max_connection_duration: Option<Duration>,
+    /// Limit of one exchange; `None`: none.
+    pub max_stream_duration: Option<Duration>,
+    /// Limit of headers in a request. Default 100.
+    pub max_headers_count: u32,
+    /// Requests on one connection; `None`: any number.
+    pub max_requests_per_connection: Option<u32>,
+    /// What to do with header names that have an underscore.
+    pub underscores: Underscores,
+    /// HTTP/1 options.
+    pub http1: Http1Options,
+    /// HTTP/2 options.
+    pub http2: Http2Options,
+    /// Upgrades that are allowed, by lower-case name (`websocket`, `connect`).
+    pub upgrades: Vec<(Arc<str>, bool)>,
+    /// Rules for answers that the proxy makes itself.
+    pub local_reply: LocalReplyConfig,
+    /// Logs.
+    pub access_log: Vec<Arc<AccessLog>>,
+    /// Append `:443`-style port header `x-forwarded-port`. Default false.
+    pub append_forwarded_port: bool,
+    /// Overwrite of `:scheme`, if configured.
+    pub scheme_overwrite: Option<Arc<str>>,
+    /// `:scheme` follows the upstream transport. Default false.
+    pub scheme_match_upstream: bool,
+    /// Send `100 Continue` through instead of answering it. Default false.
+    pub proxy_100_continue: bool,
+}
+
+impl HttpManager {
+    /// Whether an address counts as internal to the mesh's network.
+    #[must_use]
+    pub fn is_internal(&self, address: IpAddr) -> bool {
+        if self.internal_addresses.is_empty() {
+            return match address.to_canonical() {
+                IpAddr::V4(v4) => v4.is_private() || v4.is_loopback(),
+                IpAddr::V6(v6) => v6.is_unique_local() || v6.is_loopback(),
+            };
+        }
+        self.internal_addresses.iter().any(|range| range.contains(&address.to_canonical()))
+    }
+
+    /// Whether `name` is an upgrade that requests may ask for (a route may say otherwise).
+    #[must_use]
+    pub fn allows_upgrade(&self, name: &str) -> bool {
+        self.upgrades.iter().any(|(known, enabled)| *enabled && known.eq_ignore_ascii_case(name))
+    }
+}
+
+/// Versions of HTTP on a chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Codec {
+    /// By ALPN, else by the first bytes.
+    Auto,
+    /// HTTP/1 only.
+    Http1,
+    /// HTTP/2 only.
+    Http2,
+}
+
+/// Where routes come from.
+#[derive(Debug, Clone)]
+pub enum RouteSource {
+    /// From the listener itself.
+    Inline(Arc<RouteTable>),
+    /// From the plan, by name; the plan of the moment has the newest.
+    Named(Arc<str>),
+}
+
+/// One HTTP filter with its name (per-route overrides go by it).
+#[derive(Debug, Clone)]
+pub struct HttpFilter {
+    /// The filter's name in the configuration.
+    pub name: Arc<str>,
+    /// Off unless a route says otherwise.
+    pub disabled: bool,
+    /// What it does.
+    pub kind: HttpFilterKind,
+}
+
+/// HTTP filters.
+#[derive(Debug, Clone)]
+pub enum HttpFilterKind {
+    /// Authorization.
+    Rbac(Arc<HttpRbac>),
+    /// Cross-origin requests; its policy is on the routes.
+    Cors(CorsFilter),
+    /// Fault injection.
+    Fault(Arc<FaultPolicy>),
+    /// Counts gRPC messages; the shell's telemetry does so anyway.
+    GrpcStats,
+    /// Something known by its type that the shell may act on (Istio's statistics, peer metadata, ALPN).
+    Extension(Extension),
+}
+
+/// What the router filter was told.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct RouterOptions {
+    /// No `x-envoy-*` headers in either direction. Default false.
+    pub suppress_envoy_headers: bool,
+    /// Believe `x-envoy-expected-rq-timeout-ms`. Default false.
+    pub respect_expected_timeout: bool,
+    /// Logs of upstream requests.
+    pub upstream_log: Vec<Arc<AccessLog>>,
+}
+
+/// When the `server` header is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServerHeader {
+    /// Always ours.
+    Overwrite,
+    /// Ours if the upstream sent none.
+    AppendIfAbsent,
+    /// The upstream's or none.
+    PassThrough,
+}
+
+/// What happens to `x-forwarded-client-cert`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ForwardClientCert {
+    /// The rule.
+    pub mode: ForwardClientCertMode,
+    /// With `Subject=`.
+    pub subject: bool,
+    /// With `URI=`.
+    pub uri: bool,
+    /// With `DNS=`.
+    pub dns: bool,
+}
+
+/// Rules for `x-forwarded-client-cert`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ForwardClientCertMode {
+    /// Remove it.
+    Sanitize,
+    /// Leave it on mTLS connections, else remove it.
+    ForwardOnly,
+    /// On mTLS connections append this hop, else remove it.
+    AppendForward,
+    /// On mTLS connections set it anew, else remove it.
+    SanitizeSet,
+    /// Leave it.
+    AlwaysForwardOnly,
+}
+
+/// What to do with header names that have an underscore.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Underscores {
+    /// Nothing.
+    Allow,
+    /// Answer 400.
+    Reject,
+    /// Drop the header.
+    Drop,
+}
+
+/// HTTP/1 on either side.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Http1Options {
+    /// Take HTTP/1.0 requests. Default false.
+    pub accept_http_10: bool,
+    /// The host of an HTTP/1.0 request without one.
+    pub default_host_for_http_10: Option<Arc<str>>,
+    /// Take `GET http://host/path`. Default true.
+    pub allow_absolute_url: bool,
+    /// Pass trailers. Default false.
+    pub enable_trailers: bool,
+    /// Write names `Like-This`. Default false.
+    pub proper_case: bool,
+}
+
+/// HTTP/2 on either side.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Http2Options {
+    /// HPACK table, bytes. Default 4096.
+    pub hpack_table_size: u32,
+    /// Streams at once. Default here 1024 (Envoy 1.40: 1024).
+    pub max_concurrent_streams: u32,
+    /// Window of a stream, bytes. Default 16 MiB.
+    pub stream_window: u32,
+    /// Window of a connection, bytes. Default 24 MiB.
+    pub connection_window: u32,
+    /// Take extended CONNECT. Default false.
+    pub allow_connect: bool,
+    /// Pings: interval and how long to wait for the answer.
+    pub keepalive: Option<(Duration, Duration)>,
+    /// Frames waiting for the socket. Default 10,000.
+    pub max_outbound_frames: u32,
+}
+
+impl Default for Http2Options {
+    fn default() -> Self {
+        Self {
+            hpack_table_size: 4096,
+            max_concurrent_streams: 1024,
+            stream_window: 16 << 20,
+            connection_window: 24 << 20,
+            allow_connect: false,
+            keepalive: None,
+            max_outbound_frames: 10_000,
+        }
+    }
+}
+
+/// Rules for answers that the proxy makes itself.
+#[derive(Debug, Clone, Default)]
+pub struct LocalReplyConfig {
+    /// The first whose filter holds is applied.
+    pub mappers: Vec<ReplyMapper>,
+    /// The body's format for all of them.
+    pub body: Option<ReplyBody>,
+}
+
+/// One rule for local answers.
+#[derive(Debug, Clone)]
+pub struct ReplyMapper {
+    /// For which answers.
+    pub filter: LogFilter,
+    /// New status.
+    pub status: Option<u16>,
+    /// New text.
+    pub body: Option<Arc<str>>,
+    /// New format.
+    pub format: Option<ReplyBody>,
+    /// Headers to add.
+    pub headers: Vec<HeaderAddition>,
+}
+
+/// The format of a local answer's body.
+#[derive(Debug, Clone)]
+pub enum ReplyBody {
+    /// Text with its content type.
+    Text(Template, Option<HeaderValue>),
+    /// JSON with its content type.
+    Json(JsonTemplate, Option<HeaderValue>),
+}

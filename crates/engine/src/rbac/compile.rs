@@ -1,0 +1,1 @@
+//! Compiling rules from xDS.
