@@ -65,7 +65,10 @@ impl Store {
     }
 
     /// Loads a bootstrap's static listeners, clusters and secrets. All faults are given; what is good is in the plan.
-    pub fn bootstrap(&mut self, bootstrap: &proto::envoy::config::bootstrap::v3::Bootstrap) -> Result<(), Vec<UpdateError>> {
+    pub fn bootstrap(
+        &mut self,
+        bootstrap: &proto::envoy::config::bootstrap::v3::Bootstrap,
+    ) -> Result<(), Vec<UpdateError>> {
         let _ = bootstrap;
         Ok(())
     }

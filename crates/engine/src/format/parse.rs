@@ -312,7 +312,10 @@ mod tests {
         let line = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" %RESPONSE_CODE% 100%% %REQ(A):5%\n";
         let pieces = template(line).unwrap();
         assert_eq!(pieces.len(), 14);
-        let path = Operator::Req { name: HeaderKey::parse("x-envoy-original-path").unwrap(), otherwise: Some(HeaderKey::Path) };
+        let path = Operator::Req {
+            name: HeaderKey::parse("x-envoy-original-path").unwrap(),
+            otherwise: Some(HeaderKey::Path),
+        };
         assert!(pieces.contains(&Piece::Operator(path, None)));
         assert!(pieces.contains(&Piece::Text(" 100% ".into())));
         assert!(matches!(pieces.get(12), Some(Piece::Operator(Operator::Req { .. }, Some(5)))));
@@ -323,13 +326,18 @@ mod tests {
         let pieces = template("%START_TIME(%Y/%m/%dT%H:%M:%S%z %s)%x").unwrap();
         assert_eq!(
             pieces.first(),
-            Some(&Piece::Operator(Operator::StartTime { format: Some("%Y/%m/%dT%H:%M:%S%z %s".into()), local: false }, None))
+            Some(&Piece::Operator(
+                Operator::StartTime { format: Some("%Y/%m/%dT%H:%M:%S%z %s".into()), local: false },
+                None
+            ))
         );
     }
 
     #[test]
     fn refuses_what_does_not_exist() {
-        for bad in ["%FOO%", "%REQ%", "%REQ()%", "%DURATION(1)%", "%REQ(A):x%", "%open", "100%", "%REQ(A%", "%METADATA(X:a)%"] {
+        for bad in
+            ["%FOO%", "%REQ%", "%REQ()%", "%DURATION(1)%", "%REQ(A):x%", "%open", "100%", "%REQ(A%", "%METADATA(X:a)%"]
+        {
             assert!(template(bad).is_err(), "{bad}");
         }
     }

@@ -206,7 +206,9 @@ mod tests {
 
     #[test]
     fn ranges_are_half_open() {
-        let in_range = |v: &'static str| rule(HeaderPattern::Range { start: -10, end: 0 }, false, false).matches_in(&headers(&[v]));
+        let in_range = |v: &'static str| {
+            rule(HeaderPattern::Range { start: -10, end: 0 }, false, false).matches_in(&headers(&[v]))
+        };
         assert!(in_range("-1") && in_range("-10"));
         assert!(!in_range("0") && !in_range("-10.5") && !in_range("x") && !in_range(""));
     }

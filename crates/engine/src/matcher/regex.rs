@@ -175,7 +175,10 @@ mod tests {
         let rewrite = Substitution::new("^/service/([^/]+)(/.*)$", r"\2/instance/\1").unwrap();
         assert_eq!(rewrite.apply("/service/foo/v1/api").unwrap(), "/v1/api/instance/foo");
         assert_eq!(rewrite.apply("/other"), None);
-        assert_eq!(Substitution::new("one", "two").unwrap().apply("/xxx/one/yyy/one/zzz").unwrap(), "/xxx/two/yyy/two/zzz");
+        assert_eq!(
+            Substitution::new("one", "two").unwrap().apply("/xxx/one/yyy/one/zzz").unwrap(),
+            "/xxx/two/yyy/two/zzz"
+        );
         assert!(Substitution::new("a", r"\1").is_err());
         assert!(Substitution::new("a", r"\x").is_err());
     }

@@ -119,9 +119,7 @@ impl Permission {
             Self::DestinationPortRange(start, end) => {
                 (*start..*end).contains(&u32::from(subject.connection.local.port()))
             }
-            Self::ServerName(matcher) => {
-                matcher.matches(subject.connection.server_name.as_deref().unwrap_or_default())
-            }
+            Self::ServerName(matcher) => matcher.matches(subject.connection.server_name.as_deref().unwrap_or_default()),
             Self::Metadata(matcher) => matcher.matches(subject.metadata()),
             Self::RouteMetadata(matcher) => matcher.matches(subject.route),
         }

@@ -77,8 +77,11 @@ impl RouteIndex {
 /// Walks several ascending lists as one, until `test` finds something.
 fn merge<T>(mut groups: Vec<&[u32]>, mut test: impl FnMut(u32) -> Option<T>) -> Option<T> {
     loop {
-        let (at, lowest) =
-            groups.iter().enumerate().filter_map(|(i, group)| group.first().map(|at| (i, *at))).min_by_key(|(_, at)| *at)?;
+        let (at, lowest) = groups
+            .iter()
+            .enumerate()
+            .filter_map(|(i, group)| group.first().map(|at| (i, *at)))
+            .min_by_key(|(_, at)| *at)?;
         if let Some(found) = test(lowest) {
             return Some(found);
         }

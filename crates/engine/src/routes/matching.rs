@@ -127,8 +127,7 @@ impl PathRule {
             Self::Exact(text) if case_sensitive => path == &**text,
             Self::Exact(text) => path.eq_ignore_ascii_case(text),
             Self::SeparatedPrefix(text) => {
-                begins(path, text, case_sensitive)
-                    && matches!(path.as_bytes().get(text.len()), None | Some(b'/'))
+                begins(path, text, case_sensitive) && matches!(path.as_bytes().get(text.len()), None | Some(b'/'))
             }
             Self::Regex(pattern) => pattern.matches(path.as_bytes()),
             Self::Template(template) => template.matches(path),
@@ -203,5 +202,9 @@ fn begins(path: &str, prefix: &str, case_sensitive: bool) -> bool {
 
 /// Lower case for an index, without a copy where nothing changes.
 pub(crate) fn folded(text: &str) -> Cow<'_, str> {
-    if text.bytes().any(|b| b.is_ascii_uppercase()) { Cow::Owned(text.to_ascii_lowercase()) } else { Cow::Borrowed(text) }
+    if text.bytes().any(|b| b.is_ascii_uppercase()) {
+        Cow::Owned(text.to_ascii_lowercase())
+    } else {
+        Cow::Borrowed(text)
+    }
 }

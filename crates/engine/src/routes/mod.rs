@@ -10,9 +10,9 @@ use std::sync::Arc;
 use http::{HeaderName, StatusCode};
 
 pub use action::{
-    ClusterChoice, DirectResponse, ForwardAction, HashPolicy, HashSource, HeaderAddition, HeaderMutation, HostRewrite,
-    MirrorPolicy, PathChange, Priority, Redirect, RedirectPath, RouteAction, WeightedCluster, WeightedClusters,
-    AppendAction, DEFAULT_TIMEOUT,
+    AppendAction, ClusterChoice, DEFAULT_TIMEOUT, DirectResponse, ForwardAction, HashPolicy, HashSource,
+    HeaderAddition, HeaderMutation, HostRewrite, MirrorPolicy, PathChange, Priority, Redirect, RedirectPath,
+    RouteAction, WeightedCluster, WeightedClusters,
 };
 pub use hosts::HostIndex;
 pub use index::RouteIndex;
