@@ -1,0 +1,67 @@
+//! AuthorizationPolicy.
+
+use model::Declaration;
+use model::security::{AuthorizationPolicy, PolicyAction};
+
+use super::{policy_rule, selector};
+use crate::codes;
+use crate::document::Subject;
+use crate::field::Object;
+
+/// Lowers an AuthorizationPolicy.
+pub(crate) fn read(spec: &Object<'_>, subject: &Subject<'_>) -> Vec<Declaration> {
+    for target in spec.given(&["targetRef", "targetRefs"]) {
+        if let Some(selector) = spec.get("selector") {
+            target
+                .error_at_key(codes::EXCLUSIVE, format!("`selector` and `{}` exclude each other", target.name()))
+                .also(selector.key_span(), "given here as well");
+        }
+    }
+    spec.refuse("targetRef", "policies are attached to workloads by selector");
+    spec.refuse("targetRefs", "policies are attached to workloads by selector");
+    let action = action(spec);
+    let rules = spec.get("rules");
+    if rules.as_ref().is_none_or(|rules| rules.items().is_empty())
+        && matches!(action, Some(PolicyAction::Deny | PolicyAction::Audit))
+    {
+        spec.field
+            .error(codes::RULE, "a DENY or AUDIT policy without rules has no effect")
+            .help("add rules; `rules: [{}]` matches every request");
+    }
+    let rules = rules.map(|field| field.items()).unwrap_or_default();
+    let policy = AuthorizationPolicy {
+        namespace: subject.namespace(),
+        name: subject.key.name.clone(),
+        selector: selector(spec, "selector", "matchLabels"),
+        action: action.unwrap_or(PolicyAction::Allow),
+        rules: rules.iter().map(|rule| policy_rule::read(rule, &subject.key.namespace)).collect(),
+        dry_run: dry_run(subject),
+        origin: subject.origin.clone(),
+    };
+    vec![Declaration::Authorization(policy)]
+}
+
+fn action(spec: &Object<'_>) -> Option<PolicyAction> {
+    let words = [
+        ("ALLOW", Some(PolicyAction::Allow)),
+        ("DENY", Some(PolicyAction::Deny)),
+        ("AUDIT", Some(PolicyAction::Audit)),
+        ("CUSTOM", None),
+    ];
+    let field = spec.get("action");
+    let action = field.as_ref().map_or(Some(Some(PolicyAction::Allow)), |field| field.word(&words)).flatten();
+    let custom = field.filter(|field| matches!(&field.node.value, crate::node::Value::Text(text) if text == "CUSTOM"));
+    if let Some(field) = &custom {
+        field
+            .error(codes::UNSUPPORTED_FIELD, "`action: CUSTOM` is not supported yet: no external authorizer is asked")
+            .help("use ALLOW and DENY rules");
+    }
+    if let (Some(provider), None) = (spec.get("provider"), custom) {
+        provider.error_at_key(codes::PROVIDER, "`provider` goes with `action: CUSTOM` only").help("remove it");
+    }
+    action
+}
+
+fn dry_run(subject: &Subject<'_>) -> bool {
+    subject.annotations.iter().any(|(key, value)| key == "istio.io/dry-run" && value == "true")
+}
