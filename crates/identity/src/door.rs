@@ -329,7 +329,7 @@ where
     let stream = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
-            tracing::warn!(%caller, cause = Cause::of_io(&error).as_str(), %error, "TLS handshake failed");
+            tracing::warn!(%caller, cause = Cause::of_io(&error).as_str(), reason = Cause::explain_io(&error), "TLS handshake failed");
             return None;
         }
         Err(_) => {

@@ -97,6 +97,15 @@ impl Cause {
         }
     }
 
+    /// The reason of a failed handshake in words for people, without rustls' debug wrapping.
+    pub fn explain_io(error: &io::Error) -> String {
+        match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
+            Some(Error::InvalidCertificate(CertificateError::Other(OtherError(inner)))) => inner.to_string(),
+            Some(inner) => inner.to_string(),
+            None => error.to_string(),
+        }
+    }
+
     fn of_certificate(problem: &CertificateError) -> Self {
         match problem {
             CertificateError::Expired | CertificateError::ExpiredContext { .. } => Self::Expired,

@@ -52,7 +52,7 @@ pub enum TlsFloor {
 }
 
 impl TlsFloor {
-    fn versions(self) -> &'static [&'static SupportedProtocolVersion] {
+    pub(super) fn versions(self) -> &'static [&'static SupportedProtocolVersion] {
         static BOTH: [&SupportedProtocolVersion; 2] = [&rustls::version::TLS13, &rustls::version::TLS12];
         static NEWEST: [&SupportedProtocolVersion; 1] = [&rustls::version::TLS13];
         match self {

@@ -189,7 +189,7 @@ impl TrustBundle {
         Self::from_certificates(Vec::new(), certificates("trust bundle", pem)?)
     }
 
-    fn from_certificates(
+    pub(super) fn from_certificates(
         trust_domains: Vec<String>,
         certificates: Vec<CertificateDer<'static>>,
     ) -> Result<Self, MaterialError> {

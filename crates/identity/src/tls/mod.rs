@@ -9,6 +9,7 @@ mod cause;
 mod config;
 mod material;
 mod peer;
+mod pin;
 mod san;
 mod sessions;
 mod verify;
@@ -21,11 +22,13 @@ pub use cause::{Cause, Refusal};
 pub use config::{
     BuildError, ClientAuth, ClientSettings, Resumption, ServerSettings, TlsFloor, client_config, server_config,
 };
+pub(crate) use material::certificates;
 pub use material::{Credentials, KeySlot, MaterialError, Revocation, TrustBundle};
 pub(crate) use peer::when;
 pub use peer::{PeerFacts, facts, peer_identity};
+pub use pin::{PinnedRoot, pinned_client_config};
 pub use san::{NameKind, SanMatcher, TextMatch};
-pub use verify::NameCheck;
+pub use verify::{NameCheck, verify_leaf};
 
 /// The cryptography of every Tulle program: aws-lc-rs, with the hybrid post-quantum group X25519MLKEM768 offered
 /// first, then X25519, P-256 and P-384. It is always passed explicitly, never installed as the process default.

@@ -1,5 +1,6 @@
 //! Comparing the names in a certificate with what is expected (Envoy's `match_typed_subject_alt_names`).
 
+use std::fmt;
 use std::net::IpAddr;
 
 use super::peer::PeerFacts;
@@ -114,6 +115,25 @@ impl SanMatcher {
         match &self.text {
             TextMatch::Exact(expected) => dns_name_matches(presented, expected),
             other => other.matches(presented, self.ignore_case),
+        }
+    }
+}
+
+impl fmt::Display for SanMatcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.kind {
+            NameKind::Any => "any name",
+            NameKind::Uri => "URI",
+            NameKind::Dns => "DNS",
+            NameKind::Email => "email",
+            NameKind::Ip => "IP",
+        };
+        match &self.text {
+            TextMatch::Exact(text) => write!(f, "{kind}:{text}"),
+            TextMatch::Prefix(text) => write!(f, "{kind}:{text}*"),
+            TextMatch::Suffix(text) => write!(f, "{kind}:*{text}"),
+            TextMatch::Contains(text) => write!(f, "{kind}:*{text}*"),
+            TextMatch::Regex(regex) => write!(f, "{kind} matching {regex}"),
         }
     }
 }

@@ -17,7 +17,7 @@ use super::provider;
 use super::san::SanMatcher;
 
 /// Chains longer than this are refused before any signature is checked.
-const MAX_INTERMEDIATES: usize = 8;
+pub(super) const MAX_INTERMEDIATES: usize = 8;
 
 /// Which names the peer's certificate must have, after its chain was verified.
 #[derive(Debug, Clone, Default)]
@@ -30,6 +30,26 @@ pub enum NameCheck {
     OneOf(Vec<SanMatcher>),
     /// The server name of the connection, as a browser checks it (clients only).
     ServerName,
+}
+
+/// Verifies a chain (leaf first) outside of a handshake, for use as a client's certificate.
+///
+/// # Errors
+/// What a handshake would have said.
+pub fn verify_leaf(
+    bundle: &TrustBundle,
+    chain: &[CertificateDer<'_>],
+    now: std::time::SystemTime,
+) -> Result<PeerFacts, Refusal> {
+    let Some((leaf, intermediates)) = chain.split_first() else {
+        return Err(Refusal::new(Cause::NoCertificate, "the chain is empty"));
+    };
+    let names = NameCheck::ChainOnly;
+    let verifier = PeerVerifier { bundles: vec![bundle.clone()], names, revocation: None, mandatory: true };
+    let since = now.duration_since(std::time::SystemTime::UNIX_EPOCH).unwrap_or_default();
+    verifier
+        .verify(leaf, intermediates, UnixTime::since_unix_epoch(since), KeyUsage::client_auth())
+        .map_err(|error| Refusal::new(Cause::of(&error), error.to_string()))
 }
 
 /// The one verifier for both directions.
@@ -116,7 +136,7 @@ impl PeerVerifier {
         if matchers.iter().any(|matcher| matcher.matches(facts)) {
             return Ok(());
         }
-        let expected: Vec<String> = matchers.iter().map(|m| format!("{:?} {:?}", m.kind, m.text)).collect();
+        let expected: Vec<String> = matchers.iter().map(ToString::to_string).collect();
         let detail = format!("presented {}; expected one of: {}", facts.names(), expected.join(", "));
         Err(Refusal::new(Cause::SanMismatch, detail))
     }

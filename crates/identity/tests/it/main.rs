@@ -1,4 +1,6 @@
 //! One integration-test program for the crate: real handshakes, real sockets, real files, real Envoy.
 
 mod handshake;
+mod joining;
 mod pki;
+mod world;
