@@ -70,6 +70,12 @@ impl Flags {
         self.0 & other.0 == other.0
     }
 
+    /// The set as bits, for those who count by it.
+    #[must_use]
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
     /// Whether there is none.
     #[must_use]
     pub const fn is_empty(self) -> bool {

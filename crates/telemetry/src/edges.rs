@@ -264,7 +264,7 @@ impl Registry {
 mod tests {
     use super::*;
     use crate::istio::Sample;
-    use crate::istio::tests::{edge, ok};
+    use crate::istio::tests::{edge, none, ok};
 
     #[test]
     fn the_window_holds_what_happened_in_it() {
@@ -273,12 +273,12 @@ mod tests {
         let start = Instant::now();
         let sample = Sample { duration: Duration::from_millis(3), ..Sample::default() };
         for second in 0_u64..120 {
-            handle.response(ok(), &sample);
+            handle.response(ok(), none, &sample);
             if second % 5 == 4 {
                 registry.tick(start + Duration::from_secs(second + 1));
             }
         }
-        handle.response(ok(), &sample);
+        handle.response(ok(), none, &sample);
         let now = start + Duration::from_secs(121);
         let report = registry.report(now, Duration::from_secs(60), ProxyFacts::default());
         assert_eq!(report.edges.len(), 1);
@@ -293,7 +293,7 @@ mod tests {
     #[test]
     fn the_report_survives_json() {
         let registry = Registry::new(1, crate::registry::Limits::default());
-        registry.requests().edge(&edge("web", "cart"), 0).response(ok(), &Sample::default());
+        registry.requests().edge(&edge("web", "cart"), 0).response(ok(), none, &Sample::default());
         let report = registry.report(Instant::now(), Duration::from_secs(60), ProxyFacts::default());
         let text = serde_json::to_string(&report).unwrap();
         assert_eq!(serde_json::from_str::<Report>(&text).unwrap(), report);

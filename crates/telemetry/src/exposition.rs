@@ -286,7 +286,7 @@ mod tests {
 
     use super::*;
     use crate::istio::Sample;
-    use crate::istio::tests::{edge, ok};
+    use crate::istio::tests::{edge, none, ok};
     use crate::registry::Limits;
 
     fn some_registry() -> Registry {
@@ -294,7 +294,7 @@ mod tests {
         for worker in 0..2 {
             let mut handle = registry.requests().edge(&edge("web", "cart"), worker);
             let sample = Sample { duration: Duration::from_micros(2_500), request_bytes: 7, ..Sample::default() };
-            handle.response(ok(), &sample);
+            handle.response(ok(), none, &sample);
         }
         registry
             .counter("tulle_tls_handshake_failures_total", "Failed TLS handshakes.", &[("cause", "a\"b\\c\nd")])

@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::edges::EdgeTotals;
 use crate::exposition::LabelWriter;
-use crate::flags::Flags;
 use crate::registry::cells::{LATENCY_BUCKETS, Latency};
 use crate::registry::{Counter, Gauge, Histogram, HistogramSnapshot, Row, Shard, Stat, Table, Value, own_stat};
 
@@ -96,8 +95,8 @@ pub struct ResponseKey {
     pub code: u16,
     /// gRPC status when the exchange was gRPC and had one.
     pub grpc_status: Option<u16>,
-    /// Response flags.
-    pub flags: Flags,
+    /// Response flags, as a set of bits that the caller can name (see [`EdgeHandle::response`]).
+    pub flags: u64,
     /// Whether the request was gRPC.
     pub grpc: bool,
 }
@@ -118,6 +117,8 @@ pub struct Sample {
 /// The numbers of one kind of answer.
 #[derive(Debug, Default)]
 struct ResponseCells {
+    /// The flags' letters.
+    flags: String,
     requests: Counter,
     duration: Histogram,
     request_bytes: Histogram,
@@ -127,6 +128,8 @@ struct ResponseCells {
 /// The numbers of raw TCP connections that ended with the same flags.
 #[derive(Debug, Default)]
 struct ConnectionCells {
+    /// The flags' letters.
+    flags: String,
     opened: Counter,
     closed: Counter,
     sent: Counter,
@@ -137,7 +140,7 @@ struct ConnectionCells {
 #[derive(Debug, Default)]
 pub struct EdgeCells {
     responses: Mutex<Vec<(ResponseKey, Arc<ResponseCells>)>>,
-    connections: Mutex<Vec<(Flags, Arc<ConnectionCells>)>>,
+    connections: Mutex<Vec<(u64, Arc<ConnectionCells>)>>,
     latency: Latency,
     requests: Counter,
     failures: Counter,
@@ -150,7 +153,7 @@ pub struct EdgeCells {
 pub struct EdgeHandle {
     shard: Arc<Shard<EdgeCells>>,
     responses: Vec<(ResponseKey, Arc<ResponseCells>)>,
-    connections: Vec<(Flags, Arc<ConnectionCells>)>,
+    connections: Vec<(u64, Arc<ConnectionCells>)>,
     room: Arc<Room>,
 }
 
@@ -171,7 +174,7 @@ pub struct Requests {
 
 impl ResponseKey {
     /// The kind that stands for all answers that found no room.
-    const OVERFLOW: Self = Self { code: 0, grpc_status: None, flags: Flags::empty(), grpc: false };
+    const OVERFLOW: Self = Self { code: 0, grpc_status: None, flags: 0, grpc: false };
 
     /// Whether the answer is a failure: no answer, 5xx, or a gRPC status that blames the server (unknown,
     /// deadline exceeded, internal, unavailable, data loss).
@@ -224,7 +227,7 @@ impl Edge {
         }
     }
 
-    fn response_labels(&self, key: &ResponseKey) -> String {
+    fn response_labels(&self, key: &ResponseKey, flags: &str) -> String {
         let mut labels = LabelWriter::with_capacity(1_024);
         self.write_labels(&mut labels);
         labels.label("request_protocol", if key.grpc { "grpc" } else { "http" });
@@ -233,16 +236,16 @@ impl Edge {
             Some(status) => labels.label_display("grpc_response_status", status),
             None => labels.label("grpc_response_status", ""),
         }
-        labels.label_display("response_flags", key.flags);
+        labels.label("response_flags", flags);
         labels.label("connection_security_policy", self.security.as_str());
         labels.finish()
     }
 
-    fn connection_labels(&self, flags: Flags) -> String {
+    fn connection_labels(&self, flags: &str) -> String {
         let mut labels = LabelWriter::with_capacity(1_024);
         self.write_labels(&mut labels);
         labels.label("request_protocol", "tcp");
-        labels.label_display("response_flags", flags);
+        labels.label("response_flags", flags);
         labels.label("connection_security_policy", self.security.as_str());
         labels.finish()
     }
@@ -266,8 +269,8 @@ impl EdgeHandle {
         self.shard.is_retired()
     }
 
-    /// Counts one HTTP exchange.
-    pub fn response(&mut self, key: ResponseKey, sample: &Sample) {
+    /// Counts one HTTP exchange. `letters` names the flags (`UF,URX`); it is asked once per kind of answer.
+    pub fn response(&mut self, key: ResponseKey, letters: impl FnOnce() -> String, sample: &Sample) {
         let shard = &self.shard;
         shard.requests.inc();
         shard.latency.observe(sample.duration);
@@ -280,7 +283,7 @@ impl EdgeHandle {
         let cells = match self.responses.iter().find(|(held, _)| *held == key) {
             Some((_, cells)) => cells,
             None => {
-                let cells = self.resolve(key);
+                let cells = self.resolve(key, letters);
                 self.responses.push((key, Arc::clone(&cells)));
                 &Arc::clone(&cells)
             }
@@ -294,35 +297,36 @@ impl EdgeHandle {
     /// Counts a raw TCP connection that was opened.
     pub fn connection_opened(&mut self) {
         self.shard.open.inc();
-        self.connection(Flags::empty()).opened.inc();
+        self.connection(0, no_flags).opened.inc();
     }
 
     /// Counts bytes of a raw TCP connection since the last call: `sent` to the caller, `received` from it.
     pub fn connection_bytes(&mut self, sent: u64, received: u64) {
-        let cells = self.connection(Flags::empty());
+        let cells = self.connection(0, no_flags);
         cells.sent.add(sent);
         cells.received.add(received);
     }
 
     /// Counts the end of a raw TCP connection.
-    pub fn connection_closed(&mut self, flags: Flags, denied: bool) {
+    pub fn connection_closed(&mut self, flags: u64, letters: impl FnOnce() -> String, denied: bool) {
         self.shard.open.dec();
         if denied {
             self.shard.denied.inc();
         }
-        self.connection(flags).closed.inc();
+        self.connection(flags, letters).closed.inc();
     }
 
-    fn connection(&mut self, flags: Flags) -> Arc<ConnectionCells> {
+    fn connection(&mut self, flags: u64, letters: impl FnOnce() -> String) -> Arc<ConnectionCells> {
         if let Some((_, cells)) = self.connections.iter().find(|(held, _)| *held == flags) {
             return Arc::clone(cells);
         }
-        let cells = find_or_insert(&mut self.shard.connections.lock(), flags);
+        let make = || ConnectionCells { flags: letters(), ..ConnectionCells::default() };
+        let cells = find_or_insert(&mut self.shard.connections.lock(), flags, make);
         self.connections.push((flags, Arc::clone(&cells)));
         cells
     }
 
-    fn resolve(&self, key: ResponseKey) -> Arc<ResponseCells> {
+    fn resolve(&self, key: ResponseKey, letters: impl FnOnce() -> String) -> Arc<ResponseCells> {
         let mut responses = self.shard.responses.lock();
         if let Some((_, cells)) = responses.iter().find(|(held, _)| *held == key) {
             return Arc::clone(cells);
@@ -330,9 +334,10 @@ impl EdgeHandle {
         if self.room.used.fetch_add(1, Relaxed) >= self.room.most {
             self.room.used.fetch_sub(1, Relaxed);
             self.room.refused.inc();
-            return find_or_insert(&mut responses, ResponseKey::OVERFLOW);
+            let make = || ResponseCells { flags: no_flags(), ..ResponseCells::default() };
+            return find_or_insert(&mut responses, ResponseKey::OVERFLOW, make);
         }
-        find_or_insert(&mut responses, key)
+        find_or_insert(&mut responses, key, || ResponseCells { flags: letters(), ..ResponseCells::default() })
     }
 }
 
@@ -388,11 +393,15 @@ impl Requests {
     }
 }
 
-fn find_or_insert<K: PartialEq, V: Default>(list: &mut Vec<(K, Arc<V>)>, key: K) -> Arc<V> {
+fn no_flags() -> String {
+    "-".to_owned()
+}
+
+fn find_or_insert<K: PartialEq, V>(list: &mut Vec<(K, Arc<V>)>, key: K, make: impl FnOnce() -> V) -> Arc<V> {
     if let Some((_, cells)) = list.iter().find(|(held, _)| *held == key) {
         return Arc::clone(cells);
     }
-    let cells = Arc::<V>::default();
+    let cells = Arc::new(make());
     list.push((key, Arc::clone(&cells)));
     cells
 }
@@ -419,6 +428,7 @@ fn row_totals(row: &Row<EdgeCells>) -> EdgeTotals {
 
 #[derive(Default)]
 struct ResponseSums {
+    flags: String,
     requests: u64,
     duration: HistogramSnapshot,
     request_bytes: HistogramSnapshot,
@@ -430,7 +440,7 @@ fn visit_responses(edge: &Edge, row: &Row<EdgeCells>, visit: &mut dyn FnMut(Stat
     for shard in row.shards() {
         for (key, cells) in shard.responses.lock().iter() {
             let index = sums.iter().position(|(held, _)| held == key).unwrap_or_else(|| {
-                sums.push((*key, ResponseSums::default()));
+                sums.push((*key, ResponseSums { flags: cells.flags.clone(), ..ResponseSums::default() }));
                 sums.len() - 1
             });
             if let Some((_, sum)) = sums.get_mut(index) {
@@ -442,7 +452,7 @@ fn visit_responses(edge: &Edge, row: &Row<EdgeCells>, visit: &mut dyn FnMut(Stat
         }
     }
     for (key, sum) in sums {
-        let labels = edge.response_labels(&key);
+        let labels = edge.response_labels(&key, &sum.flags);
         let histogram = |snapshot| Value::Histogram(Box::new(snapshot));
         for (family, help, value) in [
             ("istio_requests_total", "Requests.", Value::Counter(sum.requests)),
@@ -456,18 +466,18 @@ fn visit_responses(edge: &Edge, row: &Row<EdgeCells>, visit: &mut dyn FnMut(Stat
 }
 
 fn visit_connections(edge: &Edge, row: &Row<EdgeCells>, visit: &mut dyn FnMut(Stat)) {
-    let mut sums: Vec<(Flags, [u64; 4])> = Vec::new();
+    let mut sums: Vec<(u64, String, [u64; 4])> = Vec::new();
     for shard in row.shards() {
         for (flags, cells) in shard.connections.lock().iter() {
             let values = [cells.opened.value(), cells.closed.value(), cells.sent.value(), cells.received.value()];
-            match sums.iter_mut().find(|(held, _)| held == flags) {
-                Some((_, sum)) => sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += value),
-                None => sums.push((*flags, values)),
+            match sums.iter_mut().find(|(held, ..)| held == flags) {
+                Some((_, _, sum)) => sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += value),
+                None => sums.push((*flags, cells.flags.clone(), values)),
             }
         }
     }
-    for (flags, [opened, closed, sent, received]) in sums {
-        let labels = edge.connection_labels(flags);
+    for (_, flags, [opened, closed, sent, received]) in sums {
+        let labels = edge.connection_labels(&flags);
         for (family, help, value) in [
             ("istio_tcp_connections_opened_total", "Raw TCP connections opened.", opened),
             ("istio_tcp_connections_closed_total", "Raw TCP connections closed.", closed),
@@ -509,15 +519,20 @@ pub(crate) mod tests {
         }
     }
 
+    /// What `letters` says where there are none.
+    pub(crate) fn none() -> String {
+        no_flags()
+    }
+
     pub(crate) fn ok() -> ResponseKey {
-        ResponseKey { code: 200, grpc_status: None, flags: Flags::empty(), grpc: false }
+        ResponseKey { code: 200, grpc_status: None, flags: 0, grpc: false }
     }
 
     #[test]
     fn labels_are_istios() {
-        let key = ResponseKey { code: 200, grpc_status: Some(14), flags: Flags::NO_HEALTHY_UPSTREAM, grpc: true };
+        let key = ResponseKey { code: 200, grpc_status: Some(14), flags: 2, grpc: true };
         let names: Vec<String> = edge("web", "cart")
-            .response_labels(&key)
+            .response_labels(&key, "UH")
             .split("\",")
             .map(|label| label.split('=').next().unwrap_or_default().to_owned())
             .collect();
@@ -546,9 +561,9 @@ pub(crate) mod tests {
     fn an_idle_edge_goes_and_a_full_table_says_unknown() {
         let requests = Requests::new(1, 1);
         let mut first = requests.edge(&edge("web", "cart"), 0);
-        first.response(ok(), &Sample::default());
+        first.response(ok(), no_flags, &Sample::default());
         let mut second = requests.edge(&edge("web", "other"), 0);
-        second.response(ok(), &Sample::default());
+        second.response(ok(), no_flags, &Sample::default());
         let mut seen = Vec::new();
         requests.totals(|edge, totals| seen.push((edge.destination.workload.clone(), totals.requests)));
         seen.sort();
@@ -569,7 +584,7 @@ pub(crate) mod tests {
             requests.sweep(1);
         }
         assert!(!handle.is_retired());
-        handle.connection_closed(Flags::empty(), false);
+        handle.connection_closed(0, no_flags, false);
         requests.sweep(1);
         requests.sweep(1);
         assert!(handle.is_retired());

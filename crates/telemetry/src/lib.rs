@@ -3,7 +3,7 @@
 //! - [`Registry`]: counters, gauges and histograms in shards, one per worker; summed when somebody asks.
 //! - [`istio`]: Istio's standard metrics, one row per edge of the mesh.
 //! - [`exposition`]: Prometheus text, OpenMetrics, and Envoy's own text and JSON.
-//! - [`accesslog`]: Envoy's format operators, parsed once; files written by one thread.
+//! - [`accesslog`]: times and text as Envoy writes them; files written by one thread.
 //! - [`tap`]: live exchanges for whoever looks, bounded.
 //! - [`edges`]: pre-aggregated counters of the last minutes for `tulle stat`.
 //!
@@ -13,11 +13,9 @@
 pub mod accesslog;
 pub mod edges;
 pub mod exposition;
-pub mod flags;
 pub mod istio;
 pub mod logging;
 pub mod registry;
 pub mod tap;
 
-pub use flags::Flags;
 pub use registry::Registry;

@@ -104,7 +104,10 @@ impl Part {
             out.extend_from_slice(text.as_bytes().get(..digits.min(9)).unwrap_or_default());
         };
         match self {
-            Self::Epoch => super::operator::write_number(seconds, out),
+            Self::Epoch => {
+                // Writing to a Vec cannot fail.
+                let _ = write!(out, "{seconds}");
+            }
             Self::Fraction(digits) => fraction(*digits, out),
             Self::Seconds(digits) => {
                 let _ = write!(out, "{:02}", seconds % 60);
