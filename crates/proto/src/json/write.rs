@@ -187,7 +187,7 @@ impl Writer {
     }
 }
 
-fn slot<'a>(map: &'a mut Map<String, Json>, field: FieldType, empty: Json) -> &'a mut Json {
+fn slot(map: &mut Map<String, Json>, field: FieldType, empty: Json) -> &mut Json {
     map.entry(field.name()).or_insert(empty)
 }
 

@@ -92,9 +92,8 @@ impl Builder {
             (Value::Map(entries), Some(key)) if key.name == "<<" => merge(entries, node)?,
             (Value::Map(entries), Some(key)) => entries.push((key, node)),
             (_, _) => {
-                let name = match node.value {
-                    Value::Word(name) | Value::Text(name) | Value::Number(name) => name,
-                    _ => return Err(fault(line, column, "a key must be a word")),
+                let (Value::Word(name) | Value::Text(name) | Value::Number(name)) = node.value else {
+                    return Err(fault(line, column, "a key must be a word"));
                 };
                 parent.key = Some(Key { line, column, name });
             }
