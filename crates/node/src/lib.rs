@@ -1,1 +1,3 @@
 //! Redirection and namespaces: the only privileged code.
+
+pub mod inherited;

@@ -36,6 +36,7 @@ pub(crate) struct Global {
 enum Verb {
     Version(verbs::version::Args),
     Completion(verbs::completion::Args),
+    Demo(verbs::demo::Args),
 }
 
 /// Parses the command line, runs the verb and tells how it ended.
@@ -51,6 +52,7 @@ pub(crate) fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
     match cli.verb {
         Verb::Version(args) => verbs::version::run(args, &global),
         Verb::Completion(args) => verbs::completion::run(args, &global),
+        Verb::Demo(args) => verbs::demo::run(args, &global),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The `tulle` program: every verb of the command line, the control plane, the proxy and the demo.
 
 mod cli;
+mod demo;
 mod output;
 mod verbs;
 

@@ -1,4 +1,5 @@
 //! One file for each verb.
 
 pub(crate) mod completion;
+pub(crate) mod demo;
 pub(crate) mod version;

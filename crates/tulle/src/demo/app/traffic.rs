@@ -1,0 +1,148 @@
+//! The programs that make traffic. Each prints one line of JSON for every request it made, so that whoever started it
+//! can measure.
+
+use std::io::Write;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::Settings;
+use super::call::{Answer, Call, Peer};
+
+/// One request, as its maker saw it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Seen {
+    /// What was asked: `browse`, `cart`, `search`, `missing`, `charge`, `items`.
+    pub(crate) kind: String,
+    /// HTTP status; 0 = no answer.
+    pub(crate) status: u16,
+    /// How long it took, in milliseconds.
+    pub(crate) ms: f64,
+    /// The visitor's name; empty = none was sent.
+    #[serde(default)]
+    pub(crate) user: String,
+    /// Version of the catalog that answered; empty = none.
+    #[serde(default)]
+    pub(crate) version: String,
+    /// Instance of pricing that answered; empty = none.
+    #[serde(default)]
+    pub(crate) pricing: String,
+    /// Why there was no answer, or what a failed answer said.
+    #[serde(default)]
+    pub(crate) error: String,
+}
+
+impl Seen {
+    #[allow(dead_code, reason = "the demo's check, which comes next, asks")]
+    /// Whether the visitor got what was asked for; a page that does not exist is asked for on purpose.
+    pub(crate) fn is_success(&self) -> bool {
+        if self.kind == "missing" { self.status == 404 } else { self.status == 200 }
+    }
+}
+
+/// An open-loop load: requests start by the clock, however slow the answers are. 70 % browse, 20 % fill the cart, 9 %
+/// search, 1 % ask for a page that does not exist; 5 % are amy, 5 % are ben.
+pub(super) async fn visitor(settings: Rc<Settings>) -> anyhow::Result<()> {
+    let gateway = Peer::named("gateway", 8080, false)?;
+    every(settings.rate, move || {
+        let gateway = gateway.clone();
+        async move {
+            let (kind, path) = match rand::random_range(0..100) {
+                0..70 => ("browse", "/"),
+                70..90 => ("cart", "/cart"),
+                90..99 => ("search", "/search?q=o"),
+                _ => ("missing", "/no-such-page"),
+            };
+            let user = match rand::random_range(0..20) {
+                0 => "amy",
+                1 => "ben",
+                _ => "",
+            };
+            let header = [("x-user", user)];
+            let headers = if user.is_empty() { &[] } else { &header[..] };
+            ask(kind, user, &gateway, Call::get(path).headers(headers)).await
+        }
+    })
+    .await
+}
+
+/// Tries to charge somebody, which only the cart may.
+pub(super) async fn intruder(settings: Rc<Settings>) -> anyhow::Result<()> {
+    let payments = Peer::named("payments", 9090, true)?;
+    every(settings.rate, move || {
+        let payments = payments.clone();
+        async move {
+            let call = Call::post("/pay.Payments/Charge", Bytes::from_static(b"\0\0\0\0\x02\x10\x01"));
+            ask("charge", "", &payments, call).await
+        }
+    })
+    .await
+}
+
+/// Reads the catalog in clear text, from outside the mesh.
+pub(super) async fn legacy(settings: Rc<Settings>) -> anyhow::Result<()> {
+    let catalog = Peer::named("catalog", 8080, true)?;
+    every(settings.rate, move || {
+        let catalog = catalog.clone();
+        async move { ask("items", "", &catalog, Call::get("/items")).await }
+    })
+    .await
+}
+
+/// Starts a request `rate` times a second, for ever.
+async fn every<F, R>(rate: f64, request: F) -> anyhow::Result<()>
+where
+    F: Fn() -> R + 'static,
+    R: Future<Output = Seen> + 'static,
+{
+    anyhow::ensure!(rate > 0.0 && rate <= 100_000.0, "a rate of {rate} requests per second cannot be kept");
+    let mut clock = tokio::time::interval(Duration::from_secs_f64(1.0 / rate));
+    clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Burst);
+    loop {
+        clock.tick().await;
+        let seen = request();
+        tokio::task::spawn_local(async move { tell(&seen.await) });
+    }
+}
+
+async fn ask(kind: &str, user: &str, peer: &Peer, call: Call<'_>) -> Seen {
+    let start = Instant::now();
+    let answer = peer.call(call).await;
+    let ms = start.elapsed().as_secs_f64() * 1000.0;
+    let seen = Seen {
+        kind: kind.to_owned(),
+        status: 0,
+        ms,
+        user: user.to_owned(),
+        version: String::new(),
+        pricing: String::new(),
+        error: String::new(),
+    };
+    match answer {
+        Ok(answer) => Seen {
+            status: answer.status,
+            version: answer.header("x-catalog-version").to_owned(),
+            pricing: answer.header("x-pricing-instance").to_owned(),
+            error: complaint(&answer),
+            ..seen
+        },
+        Err(error) => Seen { error: format!("{error:#}"), ..seen },
+    }
+}
+
+fn complaint(answer: &Answer) -> String {
+    if answer.status < 400 {
+        return String::new();
+    }
+    String::from_utf8_lossy(&answer.body).trim().chars().take(200).collect()
+}
+
+/// A reader that went away ends the program: there is nobody left to make traffic for.
+fn tell(seen: &Seen) {
+    let Ok(line) = serde_json::to_string(seen) else { return };
+    if writeln!(std::io::stdout(), "{line}").is_err() {
+        std::process::exit(0);
+    }
+}
