@@ -53,7 +53,7 @@ pub struct TrafficPolicy {
     /// TLS to the destination.
     pub tls: Option<ClientTls>,
     /// By port number: replaces the four above for that port (Istio: not merged).
-    pub ports: Vec<(u16, TrafficPolicy)>,
+    pub ports: Vec<(u16, Self)>,
 }
 
 /// Balancing.

@@ -108,31 +108,30 @@ const UNSUPPORTED: &[(&str, &[&str])] = &[
 ];
 
 /// A document that is no YAML.
-pub(crate) fn unreadable(fault: Fault, options: &ParseOptions) -> Diagnostic {
+pub(crate) fn unreadable(fault: Fault, options: &ParseOptions) -> Vec<Diagnostic> {
     let report = Report::new(options.file.clone());
     let code = match fault.kind {
         FaultKind::Syntax => codes::SYNTAX,
         FaultKind::DuplicateKey => codes::DUPLICATE_KEY,
         FaultKind::TooLarge => codes::TOO_LARGE,
     };
-    let mut finding = report.add(Severity::Error, code, "", fault.span, fault.message);
+    let finding = report.add(Severity::Error, code, "", fault.span, fault.message);
     if let Some((span, text)) = fault.other {
-        finding = finding.also(span, text);
+        finding.also(span, text);
     }
-    drop(finding);
-    report.into_diagnostics().remove(0)
+    report.into_diagnostics()
 }
 
 /// Reads one document, or each item of a `List`.
 pub(crate) fn read(node: &Node, options: &ParseOptions, seen: &mut HashSet<ObjectKey>, into: &mut Parsed) {
     let is_list = node.text("kind").is_some_and(|kind| kind.ends_with("List"));
-    if let (true, Some(items)) = (is_list, node.entry("items")) {
-        if let Value::List(items) = &items.node.value {
-            for item in items {
-                read(item, options, seen, into);
-            }
-            return;
+    if let (true, Some(items)) = (is_list, node.entry("items"))
+        && let Value::List(items) = &items.node.value
+    {
+        for item in items {
+            read(item, options, seen, into);
         }
+        return;
     }
     let report = Report::new(options.file.clone());
     let entry = object(node, options, &report, seen);
@@ -156,8 +155,15 @@ fn object(node: &Node, options: &ParseOptions, report: &Report, seen: &mut HashS
             .help("an object begins with apiVersion, kind and metadata");
         return None;
     }
-    if node.entry("kind").is_none() && node.entry("mesh").is_some() {
-        return Some(mesh_options(&root, report));
+    if node.entry("kind").is_none() {
+        if node.entry("mesh").is_some_and(|mesh| matches!(mesh.node.value, Value::Map(_))) {
+            return Some(mesh_options(&root, report));
+        }
+        if let Some(kind) = node.text("type") {
+            // What Kuma writes on machines without Kubernetes.
+            root.error(codes::UNSUPPORTED_KIND, format!("{kind} of Kuma is not supported yet"));
+            return None;
+        }
     }
     let object = root.object();
     let (version, kind) = (object.need("apiVersion"), object.need("kind"));
@@ -224,16 +230,16 @@ fn subject<'o>(
     if name.is_empty() && metadata.as_ref().is_none_or(|m| m.get("name").is_none()) {
         object.missing("metadata.name").help("name the object: metadata: {name: ...}");
     } else if let (Err(why), Some(field)) = (names::object_name(&name), metadata.as_ref().and_then(|m| m.get("name"))) {
-        field.error(codes::NAME, format!("the name `{name}` {why}"));
+        field.bad_name(codes::NAME, "name", &name, &why);
     }
     let mut namespace = if namespaced { text("namespace") } else { String::new() };
     if namespaced && namespace.is_empty() {
         namespace.clone_from(&options.default_namespace);
     }
-    if let (true, Err(why)) = (namespaced, names::dns_label(&namespace)) {
-        if let Some(field) = metadata.as_ref().and_then(|m| m.get("namespace")) {
-            field.error(codes::NAME, format!("the namespace `{namespace}` {why}"));
-        }
+    if let (true, Err(why)) = (namespaced, names::dns_label(&namespace))
+        && let Some(field) = metadata.as_ref().and_then(|m| m.get("namespace"))
+    {
+        field.bad_name(codes::NAME, "namespace", &namespace, &why);
     }
     let labels = metadata.as_ref().and_then(|m| m.get("labels")).map(|field| field.labels()).unwrap_or_default();
     let annotations =
@@ -248,27 +254,32 @@ fn subject<'o>(
 }
 
 fn unknown(version: &Field<'_>, kind: &Field<'_>, group: &str, name: &str) {
-    if UNSUPPORTED.iter().any(|(known, kinds)| *known == group && kinds.contains(&name)) {
-        kind.error(codes::UNSUPPORTED_KIND, format!("{name} of {group} is not supported yet"))
-            .help("keep it out of this directory; the other objects take effect");
+    const KEEP_OUT: &str = "keep it out of this directory; the other objects take effect";
+    let ours = KINDS.iter().any(|known| known.group == group);
+    if !ours || UNSUPPORTED.iter().any(|(known, kinds)| *known == group && kinds.contains(&name)) {
+        let api = if group.is_empty() { "Kubernetes" } else { group };
+        let finding = kind.error(codes::UNSUPPORTED_KIND, format!("{name} of {api} is not supported yet"));
+        match KINDS.iter().find(|known| known.name == name) {
+            Some(same) => finding.help(format!("the {name} that is supported is of {}", versions(same))),
+            None => finding.help(KEEP_OUT),
+        };
         return;
     }
-    let same = KINDS.iter().find(|known| known.name == name);
-    if let Some(same) = same {
+    if let Some(same) = KINDS.iter().find(|known| known.name == name) {
         version
             .error(codes::UNKNOWN_KIND, format!("{} has no kind {name}", version.text()))
             .help(format!("{name} belongs to {}", versions(same)));
         return;
     }
-    let all = KINDS.iter().map(|known| known.name);
-    let near = names::nearest(name, all.filter(|_| !group.is_empty()));
+    let near = names::nearest(name, KINDS.iter().filter(|known| known.group == group).map(|known| known.name));
     match near {
         Some(near) => {
             kind.error(codes::UNKNOWN_KIND, format!("no kind {name} is known")).help(format!("did you mean {near}?"))
         }
+        // Kubernetes has many kinds that say nothing to a mesh.
         None => kind
             .error(codes::UNSUPPORTED_KIND, format!("{name} of `{}` is not supported", version.text()))
-            .help("keep it out of this directory; the other objects take effect"),
+            .help(KEEP_OUT),
     };
 }
 

@@ -99,7 +99,7 @@ impl<'a> Field<'a> {
     }
 
     /// A mapping with free keys.
-    pub(crate) fn pairs(&self) -> Vec<Field<'a>> {
+    pub(crate) fn pairs(&self) -> Vec<Self> {
         match &self.node.value {
             Value::Map(entries) => entries.iter().map(|entry| self.child(entry)).collect(),
             Value::Null => Vec::new(),
@@ -111,7 +111,7 @@ impl<'a> Field<'a> {
     }
 
     /// The items of a list.
-    pub(crate) fn items(&self) -> Vec<Field<'a>> {
+    pub(crate) fn items(&self) -> Vec<Self> {
         match &self.node.value {
             Value::List(items) => items
                 .iter()

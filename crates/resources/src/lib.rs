@@ -67,7 +67,7 @@ pub fn parse(text: &str, options: &ParseOptions) -> Parsed {
     for document in yaml::documents(text) {
         match document {
             Ok(node) => document::read(&node, options, &mut seen, &mut parsed),
-            Err(fault) => parsed.diagnostics.push(document::unreadable(fault, options)),
+            Err(fault) => parsed.diagnostics.append(&mut document::unreadable(fault, options)),
         }
     }
     parsed
@@ -80,7 +80,7 @@ pub fn parse_mesh(text: &str, options: &ParseOptions) -> (Option<MeshConfig>, Ve
     };
     match document {
         Ok(node) => document::read_mesh(&node, options),
-        Err(fault) => (None, vec![document::unreadable(fault, options)]),
+        Err(fault) => (None, document::unreadable(fault, options)),
     }
 }
 

@@ -24,6 +24,15 @@ pub(crate) fn object_name(text: &str) -> Result<(), String> {
     text.split('.').try_for_each(|label| if label.len() > 63 { Ok(()) } else { dns_label(label) })
 }
 
+/// Whether a name looks like one that a template is still to fill in: `$(NS)`, `${NS}`, `NS_PLACEHOLDER`.
+pub(crate) fn is_placeholder(text: &str) -> bool {
+    let template = |part: &str| {
+        let upper = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || "_${()}".contains(c);
+        part.chars().any(|c| c.is_ascii_uppercase() || c == '$') && part.chars().all(upper)
+    };
+    text.split('.').any(template)
+}
+
 /// Checks a host: a short name or a full one; upper case is accepted as DNS does.
 pub(crate) fn host(text: &str) -> Result<(), String> {
     if text.len() > 255 {

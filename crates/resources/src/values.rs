@@ -4,10 +4,10 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use model::StringMatch;
+use model::{Code, StringMatch};
 
-use crate::codes;
 use crate::field::Field;
+use crate::{codes, names};
 
 /// Longest expression that is compiled.
 const MAX_PATTERN: usize = 4096;
@@ -93,6 +93,25 @@ impl Field<'_> {
         object.get("value").map_or(0, |value| millionths(value.decimal(0.0, 100.0)))
     }
 
+    /// A host name, checked by one of the functions of `names`.
+    pub(crate) fn host(&self, check: fn(&str) -> Result<(), String>) -> String {
+        let text = self.filled();
+        if let (false, Err(why)) = (text.is_empty(), check(&text)) {
+            self.bad_name(codes::HOST, "host", &text, &why);
+        }
+        text
+    }
+
+    /// Reports a name that breaks its rules. One that a template has still to fill in is only warned about:
+    /// such files are checked before they are rendered.
+    pub(crate) fn bad_name(&self, code: Code, what: &str, text: &str, why: &str) {
+        if names::is_placeholder(text) {
+            self.warn(code, format!("{what} `{text}` looks like a placeholder that was not filled in"));
+        } else {
+            self.error(code, format!("{what} `{text}` {why}"));
+        }
+    }
+
     /// `*` or `.` or a namespace, as `exportTo` has them, with `.` replaced; empty for all namespaces.
     pub(crate) fn export_to(&self, own: &str) -> Vec<String> {
         let items = self.items();
@@ -107,7 +126,7 @@ impl Field<'_> {
                     item.error(codes::EXPORT, "`~` (visible to nobody) is not supported").help("leave the object out");
                 }
                 _ => {
-                    if let Err(why) = crate::names::dns_label(&text) {
+                    if let Err(why) = names::dns_label(&text) {
                         item.error(codes::EXPORT, format!("`{text}` is no namespace: it {why}"))
                             .help("write `*`, `.` or a namespace");
                     }

@@ -12,13 +12,7 @@ use crate::{codes, names};
 
 /// Lowers a DestinationRule.
 pub(crate) fn read(spec: &Object<'_>, subject: &Subject<'_>) -> Vec<Declaration> {
-    let host = spec.need("host").map(|field| {
-        let host = field.filled();
-        if let (false, Err(why)) = (host.is_empty(), names::wildcard_host(&host)) {
-            field.error(codes::HOST, format!("host `{host}` {why}"));
-        }
-        host
-    });
+    let host = spec.need("host").map(|field| field.host(names::wildcard_host));
     let policy = DestinationPolicy {
         namespace: subject.namespace(),
         host: host.unwrap_or_default(),

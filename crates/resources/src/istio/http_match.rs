@@ -85,7 +85,12 @@ fn named(field: &Field<'_>, merged: bool) -> Vec<(String, StringMatch)> {
 
 fn header_matches(field: &Field<'_>, merged: bool) -> Vec<(String, StringMatch)> {
     for pair in field.pairs() {
-        if let Err(why) = names::header(pair.key()) {
+        if pair.key().starts_with("@request.auth.claims") {
+            pair.error_at_key(
+                codes::UNSUPPORTED_FIELD,
+                "routing by claims is not supported yet: tokens (JWT) are not validated",
+            );
+        } else if let Err(why) = names::header(pair.key()) {
             pair.error_at_key(codes::HEADER, format!("header name `{}` {why}", pair.key()));
         }
     }

@@ -213,10 +213,8 @@ fn nowhere() -> Destination {
 pub(super) fn destination(field: &Field<'_>) -> Destination {
     let object = field.object();
     let host = object.need("host").map(|host| {
-        let text = host.filled();
-        if let (false, Err(why)) = (text.is_empty(), names::wildcard_host(&text)) {
-            host.error(codes::HOST, format!("host `{text}` {why}"));
-        } else if text == "*" {
+        let text = host.host(names::wildcard_host);
+        if text == "*" {
             host.error(codes::HOST, "a destination cannot be `*`");
         }
         text

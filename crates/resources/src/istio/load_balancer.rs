@@ -71,7 +71,10 @@ fn warmup(field: &Field<'_>) -> Duration {
         [("minimumPercent", 0.0, 100.0, 10.0), ("aggression", 1.0, f64::MAX, 1.0)];
     for (name, low, high, default) in fixed {
         if let Some(field) = object.get(name) {
-            if (field.decimal(low, high) - default).abs() > f64::EPSILON {
+            let value = field.decimal(low, high);
+            // Out of range is reported already.
+            let inside = value > low && value < high;
+            if inside && (value - default).abs() > f64::EPSILON {
                 object.refuse(name, &format!("it is always {default}"));
             }
         }
@@ -143,5 +146,5 @@ fn table(object: &Object<'_>) -> HashTable {
 }
 
 fn is_prime(number: u64) -> bool {
-    number > 1 && (2..=number.isqrt()).all(|divisor| number % divisor != 0)
+    number > 1 && (2..=number.isqrt()).all(|divisor| !number.is_multiple_of(divisor))
 }

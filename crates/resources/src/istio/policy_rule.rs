@@ -122,10 +122,7 @@ fn matches(object: &Object<'_>, name: &'static str) -> Vec<StringMatch> {
 
 /// A `*` that is not the first or last character is no wildcard.
 fn literal_star(item: &Field<'_>, wanted: &StringMatch) {
-    let rest = match wanted {
-        StringMatch::Exact(rest) | StringMatch::Prefix(rest) | StringMatch::Suffix(rest) => rest,
-        _ => return,
-    };
+    let (StringMatch::Exact(rest) | StringMatch::Prefix(rest) | StringMatch::Suffix(rest)) = wanted else { return };
     if rest.contains('*') {
         item.warn(
             codes::MATCH,
@@ -137,11 +134,11 @@ fn literal_star(item: &Field<'_>, wanted: &StringMatch) {
 fn account(item: &Field<'_>, namespace: &str) -> String {
     let text = item.filled();
     let (space, name) = text.split_once('/').unwrap_or((namespace, &text));
-    if let Err(why) = names::dns_label(space).and_then(|()| names::object_name(name)) {
-        if !text.is_empty() {
-            item.error(codes::SERVICE_ACCOUNT, format!("service account `{text}`: a part {why}"))
-                .help("write NAME or NAMESPACE/NAME, without wildcards");
-        }
+    if let Err(why) = names::dns_label(space).and_then(|()| names::object_name(name))
+        && !text.is_empty()
+    {
+        item.error(codes::SERVICE_ACCOUNT, format!("service account `{text}`: a part {why}"))
+            .help("write NAME or NAMESPACE/NAME, without wildcards");
     }
     format!("{space}/{name}")
 }

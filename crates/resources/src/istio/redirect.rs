@@ -26,10 +26,11 @@ pub(super) fn read(field: &Field<'_>) -> Redirect {
     });
     let text = |name| object.get(name).map(|field| field.text()).filter(|text| !text.is_empty());
     let redirect = Redirect { uri: text("uri"), authority: text("authority"), port, scheme: text("scheme"), code };
-    if let (Some(scheme), Some(field)) = (&redirect.scheme, object.get("scheme")) {
-        if scheme != "http" && scheme != "https" {
-            field.error(codes::ENUM, format!("`{scheme}` is none of http, https"));
-        }
+    if let (Some(scheme), Some(field)) = (&redirect.scheme, object.get("scheme"))
+        && scheme != "http"
+        && scheme != "https"
+    {
+        field.error(codes::ENUM, format!("`{scheme}` is none of http, https"));
     }
     if redirect.uri.is_none() && redirect.authority.is_none() && redirect.port.is_none() && redirect.scheme.is_none() {
         field.error(codes::EMPTY_REDIRECT, "the redirect changes nothing").help("give uri, authority, port or scheme");

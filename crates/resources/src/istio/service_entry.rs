@@ -88,12 +88,10 @@ fn hosts(field: &Field<'_>) -> Vec<String> {
     let mut seen = HashMap::new();
     let mut hosts = Vec::new();
     for item in &items {
-        let host = item.filled();
+        let host = item.host(names::wildcard_host);
         if host == "*" {
             item.error(codes::HOST, "host `*` would take over every host")
                 .help("write a name, or a wildcard as *.example.com");
-        } else if let (false, Err(why)) = (host.is_empty(), names::wildcard_host(&host)) {
-            item.error(codes::HOST, format!("host `{host}` {why}"));
         }
         if let Some(first) = seen.insert(host.clone(), item.span()) {
             item.error(codes::HOST_TWICE, format!("host `{host}` stands twice")).also(first, "first here");
@@ -137,7 +135,7 @@ fn ports(field: &Field<'_>) -> Vec<ServicePort> {
             }
             name
         });
-        let (number, span) = number.unwrap_or((0, item.span()));
+        let (number, span) = number.unwrap_or_else(|| (0, item.span()));
         if let Some(first) = numbers_seen.insert(number, span).filter(|_| number != 0) {
             item.error(codes::SERVICE_PORTS, format!("port number {number} stands twice")).also(first, "first here");
         }
@@ -155,7 +153,7 @@ fn ports(field: &Field<'_>) -> Vec<ServicePort> {
 
 /// The protocol of a port; Istio compares without case.
 fn protocol(field: &Field<'_>) -> Protocol {
-    let text = field.filled();
+    let text = field.text();
     let upper = text.to_ascii_uppercase();
     PROTOCOLS.iter().find(|(word, _)| *word == upper).map_or_else(
         || {

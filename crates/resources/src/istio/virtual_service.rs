@@ -14,9 +14,15 @@ use crate::{codes, names};
 /// Lowers a VirtualService.
 pub(crate) fn read(spec: &Object<'_>, subject: &Subject<'_>) -> Vec<Declaration> {
     let gateways_field = spec.get("gateways");
-    let gateways = gateways_field.as_ref().map(gateway_names).unwrap_or_default();
+    let mut gateways = gateways_field.as_ref().map(gateway_names).unwrap_or_default();
     let in_mesh = gateways.is_empty() || gateways.iter().any(|gateway| gateway == "mesh");
-    let hosts = hosts(spec, subject, in_mesh);
+    // Bound to gateways as well, `*` means all hosts there; sidecars it must not take over.
+    let hosts = hosts(spec, subject, in_mesh && gateways.len() < 2);
+    if in_mesh && hosts.iter().any(|host| host == "*") && gateways.len() > 1 {
+        gateways.retain(|gateway| gateway != "mesh");
+        spec.field.warn(codes::WILDCARD_IN_MESH, "host `*` is taken for the gateways alone, not for the mesh");
+    }
+    let in_mesh = gateways.is_empty() || gateways.iter().any(|gateway| gateway == "mesh");
     let delegate = hosts.is_empty();
     if let (true, true, Some(field)) = (delegate, subject.named(), &gateways_field) {
         field.error(codes::DELEGATE, "a VirtualService without hosts is a delegate, and a delegate has no gateways");
@@ -30,7 +36,7 @@ pub(crate) fn read(spec: &Object<'_>, subject: &Subject<'_>) -> Vec<Declaration>
     let table = RouteTable {
         namespace: subject.namespace(),
         http: rules(&http).iter().map(|rule| http_rule::read(rule, role, subject)).collect(),
-        tls: rules(&tls).iter().map(|rule| l4_rule::tls(rule, &hosts)).collect(),
+        tls: rules(&tls).iter().map(|rule| l4_rule::tls(rule, &hosts, in_mesh)).collect(),
         tcp: rules(&tcp).iter().map(l4_rule::tcp).collect(),
         gateways,
         export_to: spec.get("exportTo").map(|field| field.export_to(&subject.key.namespace)).unwrap_or_default(),
@@ -78,12 +84,11 @@ fn hosts(spec: &Object<'_>, subject: &Subject<'_>, in_mesh: bool) -> Vec<String>
     let mut seen = HashMap::new();
     let mut hosts = Vec::new();
     for item in field.items() {
-        let host = item.filled();
+        let host = item
+            .host(|text| names::wildcard_host(text).or_else(|why| text.parse::<IpAddr>().map(drop).map_err(|_| why)));
         if host == "*" && in_mesh {
             item.error(codes::WILDCARD_IN_MESH, "host `*` is not allowed for rules bound to the mesh gateway")
                 .help("name the hosts, or name a gateway under `gateways`");
-        } else if let (Err(why), Err(_)) = (names::wildcard_host(&host), host.parse::<IpAddr>()) {
-            item.error(codes::HOST, format!("host `{host}` {why}"));
         }
         if let Some(first) = seen.insert(host.clone(), item.span()) {
             item.error(codes::HOST_TWICE, format!("host `{host}` stands twice")).also(first, "first here");

@@ -55,7 +55,9 @@ pub(crate) fn read(spec: &Object<'_>, subject: &Subject<'_>) -> Vec<Declaration>
 /// The fields of a WorkloadEntry. `None` when there is no address (an error, or an endpoint of another network).
 pub(super) fn endpoint(object: &Object<'_>) -> Option<StaticEndpoint> {
     let ports = object.get("ports");
-    object.refuse("network", "all workloads are in one network");
+    if let Some(network) = object.get("network") {
+        network.warn(codes::NO_EFFECT, "`network` has no effect: every workload is reached directly");
+    }
     let labels = object.get("labels").map(|field| field.labels()).unwrap_or_default();
     let weight = object.get("weight").map_or(1, |field| field.count());
     let place = object.get("locality").map(|field| locality(&field)).unwrap_or_default();

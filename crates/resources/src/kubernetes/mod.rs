@@ -67,7 +67,7 @@ pub(crate) fn service(spec: &Object<'_>, subject: &Subject<'_>) -> Vec<Declarati
         ports: spec.get("ports").map(|field| ports(&field)).unwrap_or_default(),
         resolution: if external { Resolution::Dns } else { Resolution::Static },
         location: if external { Location::MeshExternal } else { Location::MeshInternal },
-        selector: spec.get("selector").map(|field| field.labels()).unwrap_or_else(Labels::new),
+        selector: spec.get("selector").map(|field| field.labels()).unwrap_or_default(),
         endpoints,
         export_to: export_to.unwrap_or_default().into_iter().filter(|namespace| namespace != "*").collect(),
         subject_alt_names: Vec::new(),
@@ -112,7 +112,7 @@ fn ports(field: &Field<'_>) -> Vec<ServicePort> {
         } else if let Some(first) = names_seen.insert(text.clone(), item.span()) {
             item.error(codes::SERVICE_PORTS, format!("port name `{text}` stands twice")).also(first, "first here");
         }
-        let (number, span) = number.unwrap_or((0, item.span()));
+        let (number, span) = number.unwrap_or_else(|| (0, item.span()));
         if let Some(first) = numbers_seen.insert((number, transport), span).filter(|_| number != 0) {
             item.error(codes::SERVICE_PORTS, format!("port {number} stands twice")).also(first, "first here");
         }

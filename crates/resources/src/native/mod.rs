@@ -97,13 +97,7 @@ fn interception(field: &Field<'_>) -> Interception {
     let outbound = explicit.object().get("outbound").map(|field| field.items()).unwrap_or_default();
     let read = |item: &Field<'_>| {
         let object = item.object();
-        let host = object.need("host").map(|field| {
-            let host = field.filled();
-            if let (false, Err(why)) = (host.is_empty(), names::host(&host)) {
-                field.error(codes::HOST, format!("host `{host}` {why}"));
-            }
-            host
-        });
+        let host = object.need("host").map(|field| field.host(names::host));
         let port = object.need("port").map(|field| field.port());
         let bind = object.need("bind").and_then(|field| socket(&field));
         Some(ExplicitOutbound { host: host?, port: port?, bind: bind? })
