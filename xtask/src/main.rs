@@ -3,6 +3,7 @@
 mod cases;
 mod ci;
 mod deny;
+mod docs;
 mod layers;
 mod setup;
 mod tidy;
@@ -29,6 +30,7 @@ enum Task {
     Deny,
     /// Install the real parts that the tests need
     Setup,
+    Docs(docs::Args),
     Ci(ci::Args),
 }
 
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         Task::Tidy => tidy::run(),
         Task::Deny => deny::run(),
         Task::Setup => setup::run(),
+        Task::Docs(args) => docs::run(&args),
         Task::Ci(args) => ci::run(&args),
     };
     match done {
