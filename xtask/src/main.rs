@@ -4,6 +4,7 @@ mod cases;
 mod ci;
 mod deny;
 mod docs;
+mod interop;
 mod layers;
 mod setup;
 mod tidy;
@@ -31,6 +32,7 @@ enum Task {
     /// Install the real parts that the tests need
     Setup,
     Docs(docs::Args),
+    Interop(interop::Args),
     Ci(ci::Args),
 }
 
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         Task::Tidy => tidy::run(),
         Task::Deny => deny::run(),
         Task::Setup => setup::run(),
+        Task::Interop(args) => interop::run(&args),
         Task::Docs(args) => docs::run(&args),
         Task::Ci(args) => ci::run(&args),
     };

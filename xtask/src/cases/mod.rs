@@ -81,7 +81,7 @@ fn run_inside(args: &Args) -> Result<bool> {
 }
 
 /// Builds the `tulle` program in the profile of this one and tells where it is.
-fn build_tulle() -> Result<PathBuf> {
+pub(crate) fn build_tulle() -> Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo).args(["build", "--quiet", "--package", "tulle"]).status()?;
     if !status.success() {
