@@ -1,0 +1,138 @@
+//! Endpoints of a cluster, by locality, with the metadata that chooses TLS.
+
+use std::collections::BTreeMap;
+
+use model::destination::Subset;
+use model::name::selects;
+use model::service::ServicePort;
+use model::workload::Locality;
+use model::{Labels, Service};
+use proto::envoy::config::core::v3::{
+    self as core, Address, Pipe, SocketAddress, address, socket_address::PortSpecifier,
+};
+use proto::envoy::config::endpoint::v3::{
+    ClusterLoadAssignment, Endpoint as EnvoyEndpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint::HostIdentifier,
+};
+
+use super::{origin, wire};
+use crate::mesh::Mesh;
+use crate::reach::{Endpoint, Place};
+
+/// What Envoy looks at to choose a transport socket.
+pub(crate) const TLS_METADATA: &str = "envoy.transport_socket_match";
+
+/// The endpoints of a service's port that carry the labels of a subset.
+pub(crate) fn assignment(
+    mesh: &Mesh,
+    cluster: &str,
+    service: &Service,
+    port: &ServicePort,
+    labels: Option<&Labels>,
+) -> ClusterLoadAssignment {
+    let endpoints = mesh.endpoints(service, port);
+    let chosen = endpoints.iter().filter(|endpoint| labels.is_none_or(|labels| selects(labels, endpoint.labels)));
+    let mut by_locality: BTreeMap<&Locality, Vec<LbEndpoint>> = BTreeMap::new();
+    for endpoint in chosen {
+        by_locality.entry(endpoint.locality).or_default().push(lb_endpoint(endpoint));
+    }
+    grouped(cluster, by_locality)
+}
+
+fn grouped(cluster: &str, by_locality: BTreeMap<&Locality, Vec<LbEndpoint>>) -> ClusterLoadAssignment {
+    let localities = by_locality.into_iter().map(|(locality, lb_endpoints)| {
+        let weight = |endpoint: &LbEndpoint| endpoint.load_balancing_weight.map_or(1, |weight| weight.value);
+        let sum = lb_endpoints.iter().map(weight).fold(0, u32::saturating_add);
+        LocalityLbEndpoints {
+            locality: (*locality != Locality::default()).then(|| core_locality(locality)),
+            lb_endpoints,
+            load_balancing_weight: wire::uint32(sum.max(1)),
+            ..LocalityLbEndpoints::default()
+        }
+    });
+    ClusterLoadAssignment {
+        cluster_name: cluster.to_owned(),
+        endpoints: localities.collect(),
+        ..ClusterLoadAssignment::default()
+    }
+}
+
+/// One fixed endpoint.
+pub(crate) fn single(cluster: &str, address: Address) -> ClusterLoadAssignment {
+    ClusterLoadAssignment {
+        cluster_name: cluster.to_owned(),
+        endpoints: vec![LocalityLbEndpoints {
+            lb_endpoints: vec![LbEndpoint { host_identifier: host(address), ..LbEndpoint::default() }],
+            ..LocalityLbEndpoints::default()
+        }],
+        ..ClusterLoadAssignment::default()
+    }
+}
+
+fn lb_endpoint(endpoint: &Endpoint<'_>) -> LbEndpoint {
+    let address = match &endpoint.place {
+        Place::Socket(at) => socket(&at.ip().to_string(), at.port()),
+        Place::Name(name, port) => socket(name, *port),
+        Place::Unix(path) => pipe(path),
+    };
+    LbEndpoint {
+        host_identifier: host(address),
+        metadata: endpoint_metadata(endpoint),
+        load_balancing_weight: wire::uint32(endpoint.weight.max(1)),
+        ..LbEndpoint::default()
+    }
+}
+
+/// `tlsMode` chooses the transport socket; `istio.workload` is what Istio's telemetry reads:
+/// `WORKLOAD;NAMESPACE;CANONICAL-NAME;CANONICAL-REVISION;CLUSTER`.
+fn endpoint_metadata(endpoint: &Endpoint<'_>) -> Option<core::Metadata> {
+    let tls = wire::object(endpoint.mtls.then_some(("tlsMode", "istio")));
+    let workload = endpoint.workload.map(|workload| {
+        let label = |names: [&str; 2], otherwise: &str| {
+            let found = names.iter().find_map(|name| workload.labels.get(*name));
+            found.map_or_else(|| otherwise.to_owned(), String::clone)
+        };
+        let name = label(["service.istio.io/canonical-name", "app"], &workload.workload_name);
+        let revision = label(["service.istio.io/canonical-revision", "version"], "latest");
+        let text = format!("{};{};{name};{revision};Kubernetes", workload.workload_name, workload.namespace);
+        wire::object([("workload", text)])
+    });
+    match (endpoint.mtls, workload) {
+        (true, Some(workload)) => Some(origin::of([(TLS_METADATA, tls), ("istio", workload)])),
+        (true, None) => Some(origin::of([(TLS_METADATA, tls)])),
+        (false, Some(workload)) => Some(origin::of([("istio", workload)])),
+        (false, None) => None,
+    }
+}
+
+fn host(address: Address) -> Option<HostIdentifier> {
+    Some(HostIdentifier::Endpoint(EnvoyEndpoint { address: Some(address), ..EnvoyEndpoint::default() }))
+}
+
+/// A TCP address.
+pub(crate) fn socket(host: &str, port: u16) -> Address {
+    Address { address: Some(address::Address::SocketAddress(socket_address(host, port))) }
+}
+
+/// A TCP address, bare.
+pub(crate) fn socket_address(host: &str, port: u16) -> SocketAddress {
+    SocketAddress {
+        address: host.to_owned(),
+        port_specifier: Some(PortSpecifier::PortValue(u32::from(port))),
+        ..SocketAddress::default()
+    }
+}
+
+/// A Unix socket.
+pub(crate) fn pipe(path: &str) -> Address {
+    Address { address: Some(address::Address::Pipe(Pipe { path: path.to_owned(), mode: 0 })) }
+}
+
+pub(crate) fn core_locality(locality: &Locality) -> core::Locality {
+    core::Locality { region: locality.region.clone(), zone: locality.zone.clone(), sub_zone: locality.sub_zone.clone() }
+}
+
+/// Whether a service has an endpoint at all that a subset would select.
+pub(crate) fn subset_has_workloads(mesh: &Mesh, service: &Service, subset: &Subset) -> bool {
+    let endpoints = service.ports.iter().flat_map(|port| mesh.endpoints(service, port));
+    endpoints.into_iter().any(|endpoint| selects(&subset.labels, endpoint.labels))
+}

@@ -1,0 +1,30 @@
+//! The origin of a piece of configuration, as metadata that rides along to the proxy.
+
+use std::collections::HashMap;
+
+use model::Origin;
+use proto::envoy::config::core::v3::Metadata;
+use proto::google::protobuf::Struct;
+
+use super::wire;
+
+/// Under which name Tulle's metadata stands.
+pub(crate) const KEY: &str = "tulle";
+
+/// `tulle: {origin: "VirtualService shop/reviews http[0] (catalog.yaml:14)"}`.
+pub(crate) fn metadata(origin: &Origin) -> Option<Metadata> {
+    named([("origin", origin.to_string())])
+}
+
+/// `tulle: {NAME: TEXT, ...}`; nothing for no entries.
+pub(crate) fn named<K: Into<String>>(entries: impl IntoIterator<Item = (K, String)>) -> Option<Metadata> {
+    let entries = wire::object(entries);
+    (!entries.fields.is_empty()).then(|| of([(KEY, entries)]))
+}
+
+/// Metadata of several filters.
+pub(crate) fn of<const N: usize>(filters: [(&str, Struct); N]) -> Metadata {
+    let filter_metadata: HashMap<String, Struct> =
+        filters.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    Metadata { filter_metadata, ..Metadata::default() }
+}
