@@ -37,6 +37,7 @@ enum Verb {
     Version(verbs::version::Args),
     Completion(verbs::completion::Args),
     Demo(verbs::demo::Args),
+    Translate(verbs::translate::Args),
 }
 
 /// Parses the command line, runs the verb and tells how it ended.
@@ -53,6 +54,7 @@ pub(crate) fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
         Verb::Version(args) => verbs::version::run(args, &global),
         Verb::Completion(args) => verbs::completion::run(args, &global),
         Verb::Demo(args) => verbs::demo::run(args, &global),
+        Verb::Translate(args) => verbs::translate::run(args, &global),
     }
 }
 

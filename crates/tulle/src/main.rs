@@ -1,6 +1,7 @@
 //! The `tulle` program: every verb of the command line, the control plane, the proxy and the demo.
 
 mod cli;
+mod declared;
 mod demo;
 mod output;
 mod verbs;

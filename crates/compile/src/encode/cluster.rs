@@ -69,7 +69,7 @@ impl Encoder<'_> {
             self.place(&mut cluster, service, port, &effective)
         };
         self.secure(&mut cluster, target, service, port, &effective);
-        cluster.metadata = origin::metadata(effective.origin.unwrap_or(&service.origin));
+        cluster.metadata = origin::of_service(effective.origin.unwrap_or(&service.origin), Some(service));
         Some((cluster, assignment))
     }
 
@@ -208,7 +208,7 @@ impl Encoder<'_> {
                 .redirected()
                 .then(|| BindConfig { socket_options: vec![mark()], ..BindConfig::default() }),
             typed_extension_protocol_options: http_options(&ConnectionPool::default(), port.protocol),
-            metadata: origin::metadata(origin),
+            metadata: origin::of_service(origin, port.service.map(|(service, _)| service)),
             name,
             ..Cluster::default()
         }

@@ -12,7 +12,8 @@ use proto::envoy::extensions::filters::listener::original_dst::v3::OriginalDst;
 use proto::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 use proto::envoy::extensions::filters::network::http_connection_manager::v3::{HttpFilter, http_filter};
 use proto::envoy::r#type::v3::Int32Range;
-use proto::google::protobuf::Any;
+use proto::google::protobuf::{Any, Struct};
+use proto::istio::typed_struct::TypedStruct;
 
 use super::wire;
 
@@ -30,10 +31,15 @@ pub(crate) fn http(name: &str, config: Any) -> HttpFilter {
     }
 }
 
-/// A filter of Istio's proxy that a plain Envoy leaves out; its configuration is empty: all by default.
+/// A filter of Istio's proxy that a plain Envoy leaves out; its configuration is empty: all by default. It comes as
+/// a `TypedStruct`, because Envoy cannot read the JSON of a message it does not know.
 fn istio(name: &str, type_name: &str) -> HttpFilter {
-    let config = Any { type_url: format!("type.googleapis.com/{type_name}"), value: Vec::new() };
-    HttpFilter { is_optional: true, ..http(name, config) }
+    let config = TypedStruct {
+        type_url: format!("type.googleapis.com/{type_name}"),
+        value: Some(Struct::default()),
+        ..TypedStruct::default()
+    };
+    HttpFilter { is_optional: true, ..http(name, wire::any(&config, &wire::FLAT)) }
 }
 
 /// Who the peer is, for metrics.

@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-use model::Origin;
+use model::{Origin, Service};
 use proto::envoy::config::core::v3::Metadata;
-use proto::google::protobuf::Struct;
+use proto::google::protobuf::{ListValue, Struct, Value, value::Kind};
 
 use super::wire;
 
@@ -27,4 +27,16 @@ pub(crate) fn of<const N: usize>(filters: [(&str, Struct); N]) -> Metadata {
     let filter_metadata: HashMap<String, Struct> =
         filters.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
     Metadata { filter_metadata, ..Metadata::default() }
+}
+
+/// What Istio's telemetry reads on clusters: `istio: {services: [{host, name, namespace}]}`.
+pub(crate) fn of_service(origin: &Origin, service: Option<&Service>) -> Option<Metadata> {
+    let mut metadata = metadata(origin)?;
+    let Some(service) = service else { return Some(metadata) };
+    let names = [("host", &service.hostname), ("name", &service.name), ("namespace", &service.namespace)];
+    let one = Value { kind: Some(Kind::StructValue(wire::object(names.map(|(name, value)| (name, value.clone()))))) };
+    let list = Value { kind: Some(Kind::ListValue(ListValue { values: vec![one] })) };
+    let services = Struct { fields: HashMap::from([("services".to_owned(), list)]) };
+    metadata.filter_metadata.insert("istio".to_owned(), services);
+    Some(metadata)
 }

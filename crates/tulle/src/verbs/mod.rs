@@ -2,4 +2,5 @@
 
 pub(crate) mod completion;
 pub(crate) mod demo;
+pub(crate) mod translate;
 pub(crate) mod version;
