@@ -3,13 +3,16 @@
 //! The data plane fills it while the exchange runs and hands it over exactly once, when the last byte went out or the
 //! exchange was given up. Reporting reads it and can never fail or delay the exchange.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use engine::decide::Matched;
+use engine::facts::Protocol;
+use engine::rbac::RbacReport;
+use engine::reply::Flags;
+use engine::{Cluster, ConnectionFacts, Endpoint, FilterChain, Listener};
 use http::{HeaderMap, Method, StatusCode};
-
-use super::flags::Flags;
 
 /// What kind of traffic the record is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,88 +23,37 @@ pub enum Kind {
     Tcp,
 }
 
-/// The protocol spoken by the client (`%PROTOCOL%`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Protocol {
-    /// HTTP/1.0.
-    Http10,
-    /// HTTP/1.1.
-    #[default]
-    Http11,
-    /// HTTP/2, with or without TLS.
-    Http2,
-    /// Opaque bytes.
-    Tcp,
-}
-
-impl Protocol {
-    /// Envoy's spelling; `None` for raw TCP, where Envoy prints `-`.
-    pub fn as_str(self) -> Option<&'static str> {
-        match self {
-            Self::Http10 => Some("HTTP/1.0"),
-            Self::Http11 => Some("HTTP/1.1"),
-            Self::Http2 => Some("HTTP/2"),
-            Self::Tcp => None,
-        }
-    }
-}
-
-/// Where the client's TLS ended, and who it proved to be.
-#[derive(Debug, Clone, Default)]
-pub struct PeerTls {
-    /// `TLSv1.3`, `TLSv1.2`.
-    pub version: &'static str,
-    /// The cipher suite in OpenSSL's spelling as Envoy prints it, where known.
-    pub cipher: String,
-    /// The server name that the client asked for.
-    pub sni: Option<String>,
-    /// The protocol agreed by ALPN.
-    pub alpn: Option<String>,
-    /// URI names of the peer's certificate, in the certificate's order (`%DOWNSTREAM_PEER_URI_SAN%`).
-    pub uri_sans: Vec<String>,
-    /// DNS names of the peer's certificate.
-    pub dns_sans: Vec<String>,
-    /// Subject of the peer's certificate, RFC 2253.
-    pub subject: String,
-    /// SHA-256 of the peer's certificate, lower-case hex.
-    pub fingerprint: String,
-    /// The peer's SPIFFE id, when its certificate was verified and holds exactly one.
-    pub identity: Option<String>,
-}
-
 /// What is known about the client's connection; shared by all its exchanges.
 #[derive(Debug)]
 pub struct Downstream {
-    /// Unique in this process (`%CONNECTION_ID%`).
-    pub connection_id: u64,
-    /// Name of the listener that owns the connection (the virtual one where the original destination chose it).
-    pub listener: Arc<str>,
-    /// Name of the filter chain, empty where it has none.
-    pub chain: Arc<str>,
-    /// Whether the listener is for traffic into or out of the workload.
-    pub direction: Direction,
-    /// The address at the other end of the socket (`%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%`); `None` for Unix sockets.
-    pub direct_remote: Option<SocketAddr>,
-    /// The client's address after PROXY protocol.
-    pub remote: Option<SocketAddr>,
-    /// The address that the client wanted: the original destination, or the listener's.
-    pub local: Option<SocketAddr>,
-    /// TLS with the client, when it ended here.
-    pub tls: Option<PeerTls>,
-    /// The server name seen by the TLS inspector, also when TLS passes through (`%REQUESTED_SERVER_NAME%`).
-    pub sni: Option<String>,
+    /// Addresses, TLS, the peer's certificate, the connection's number.
+    pub facts: ConnectionFacts,
+    /// The listener that owns the connection (the virtual one where the original destination chose it).
+    pub listener: Arc<Listener>,
+    /// The filter chain; `None` when none matched.
+    pub chain: Option<Arc<FilterChain>>,
 }
 
-/// The listener's `traffic_direction`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Direction {
-    /// Not said.
-    #[default]
-    Unspecified,
-    /// Into the workload: Istio's `reporter="destination"`.
-    Inbound,
-    /// Out of the workload: Istio's `reporter="source"`.
-    Outbound,
+impl PeerMetadata {
+    /// Takes the headers off a request or answer. What equals `before` (the same connection's last) is not copied.
+    pub fn take(headers: &mut HeaderMap, before: &Self) -> Self {
+        let mut one = |name, before: &Option<Arc<str>>| {
+            let value = headers.remove(name)?;
+            let text = value.to_str().ok()?;
+            Some(before.as_ref().filter(|held| ***held == *text).map_or_else(|| Arc::from(text), Arc::clone))
+        };
+        Self { id: one(super::party::PEER_ID, &before.id), blob: one(super::party::PEER_METADATA, &before.blob) }
+    }
+}
+
+impl Downstream {
+    /// The peer's SPIFFE id: its certificate's only URI name, when it is one.
+    pub fn identity(&self) -> Option<&Arc<str>> {
+        match self.facts.peer.as_ref()?.uri_sans.as_slice() {
+            [one] if one.starts_with("spiffe://") => Some(one),
+            _ => None,
+        }
+    }
 }
 
 /// Who the other workload is, as Istio's peer metadata headers tell it.
@@ -117,15 +69,21 @@ pub struct PeerMetadata {
 #[derive(Debug, Clone, Default)]
 pub struct Upstream {
     /// The cluster that the route chose, even when no endpoint was reached.
-    pub cluster: Option<Arc<str>>,
-    /// The last endpoint tried (`%UPSTREAM_HOST%`), as `ip:port` or a Unix path.
-    pub host: Option<Arc<str>>,
+    pub cluster: Option<Arc<Cluster>>,
+    /// The cluster's name, also when there is no such cluster.
+    pub cluster_name: Option<Arc<str>>,
+    /// The last endpoint tried (`%UPSTREAM_HOST%` is its address).
+    pub endpoint: Option<Arc<Endpoint>>,
     /// This end of the upstream connection (`%UPSTREAM_LOCAL_ADDRESS%`).
     pub local: Option<SocketAddr>,
     /// Attempts made, 0 where none was (`%UPSTREAM_REQUEST_ATTEMPT_COUNT%`).
     pub attempts: u32,
     /// Why the transport to the endpoint failed (`%UPSTREAM_TRANSPORT_FAILURE_REASON%`).
     pub transport_failure: Option<Arc<str>>,
+    /// From the last attempt's start to the head of its answer (`x-envoy-upstream-service-time`).
+    pub service_time: Option<Duration>,
+    /// Whether the hop is HTTP/2.
+    pub h2: bool,
     /// Whether the hop was mutual TLS.
     pub mtls: bool,
     /// The identity that the server proved.
@@ -147,14 +105,12 @@ pub struct Record {
     pub request_complete: Option<Duration>,
     /// When the upstream's response head had arrived (`%RESPONSE_DURATION%`).
     pub response_begun: Option<Duration>,
-    /// How long the upstream took to begin its answer, from the last attempt's start (`x-envoy-upstream-service-time`).
-    pub upstream_service_time: Option<Duration>,
     /// From the first byte to the end (`%DURATION%`).
     pub duration: Duration,
     /// The client's side.
     pub downstream: Arc<Downstream>,
-    /// Protocol of the client's side.
-    pub protocol: Protocol,
+    /// Protocol of the client's side; `None` for raw TCP.
+    pub protocol: Option<Protocol>,
     /// Request method; `None` for TCP.
     pub method: Option<Method>,
     /// `:path` as the client sent it (`%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%` of the default format).
@@ -163,6 +119,8 @@ pub struct Record {
     pub path: Option<Box<str>>,
     /// `:authority` as it was forwarded.
     pub authority: Option<Box<str>>,
+    /// The client's address: the peer's, or what trusted `x-forwarded-for` entries say.
+    pub remote: Option<IpAddr>,
     /// `http` or `https`, as the client spoke it.
     pub scheme: &'static str,
     /// Request headers as they were forwarded (after all mutations), pseudo headers not included.
@@ -187,18 +145,57 @@ pub struct Record {
     pub details: Option<Arc<str>>,
     /// `%CONNECTION_TERMINATION_DETAILS%`.
     pub termination: Option<Arc<str>>,
-    /// Name of the route that matched.
-    pub route: Option<Arc<str>>,
-    /// Name of the virtual host that matched.
-    pub virtual_host: Option<Arc<str>>,
+    /// The route that matched, with its virtual host and table.
+    pub matched: Option<Matched>,
     /// The line of configuration that decided: a route's or policy's origin.
     pub origin: Option<Arc<str>>,
-    /// What shadow (audit) rules would have said: the policy and whether it would have denied.
-    pub shadow: Option<(Arc<str>, bool)>,
+    /// What each authorization filter said, enforced and shadow, in order.
+    pub rbac: Vec<RbacReport>,
+    /// False: the client went away before the answer was whole.
+    pub complete: bool,
     /// The server's side.
     pub upstream: Upstream,
     /// The client's workload, from its peer metadata headers.
     pub peer: PeerMetadata,
+}
+
+impl Record {
+    /// A record of something that has just begun.
+    pub fn begin(kind: Kind, downstream: &Arc<Downstream>, started_at: SystemTime, started: Instant) -> Self {
+        Self {
+            kind,
+            started_at,
+            started,
+            request_complete: None,
+            response_begun: None,
+            duration: Duration::ZERO,
+            downstream: Arc::clone(downstream),
+            protocol: None,
+            method: None,
+            original_path: None,
+            path: None,
+            authority: None,
+            remote: None,
+            scheme: "http",
+            request_headers: HeaderMap::new(),
+            response_headers: HeaderMap::new(),
+            response_trailers: HeaderMap::new(),
+            status: None,
+            grpc_status: None,
+            grpc: false,
+            bytes_received: 0,
+            bytes_sent: 0,
+            flags: Flags::NONE,
+            details: None,
+            termination: None,
+            matched: None,
+            origin: None,
+            rbac: Vec::new(),
+            complete: false,
+            upstream: Upstream::default(),
+            peer: PeerMetadata::default(),
+        }
+    }
 }
 
 /// What the reporting side needs beyond what every record carries, so that nothing else is copied.

@@ -1,0 +1,218 @@
+//! What all workers report to: the registry, the log files, the tap, and who this proxy is.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use proto::envoy::config::core::v3::Node;
+use telemetry::Registry;
+use telemetry::accesslog::Sinks;
+use telemetry::edges::{self, ProxyFacts};
+use telemetry::registry::{Counter, Limits, Value, envoy_stat};
+use telemetry::tap::Tap;
+
+use super::party::Own;
+
+/// Between two sweeps of the registry.
+const SWEEP: Duration = Duration::from_secs(60);
+
+/// The reporting side of one proxy.
+pub struct Watchtower {
+    /// All numbers.
+    pub registry: Registry,
+    /// Who watches exchanges live.
+    pub tap: Tap,
+    /// The access logs.
+    pub sinks: Sinks,
+    /// Who this proxy works for.
+    pub own: Own,
+    node: String,
+    config: Mutex<Config>,
+}
+
+#[derive(Debug, Default)]
+struct Config {
+    version: String,
+    rejects: u64,
+    connected: Option<bool>,
+}
+
+impl Watchtower {
+    /// The reporting side of a proxy with `workers` workers.
+    ///
+    /// # Errors
+    /// When the system gives no thread for the access logs.
+    pub fn new(node: &Node, workers: usize) -> io::Result<Arc<Self>> {
+        let registry = Registry::new(workers, Limits::default());
+        registry
+            .gauge(
+                "istio_build",
+                "Istio's build information.",
+                &[("component", "proxy"), ("tag", env!("CARGO_PKG_VERSION"))],
+            )
+            .set(1);
+        let tower = Arc::new(Self {
+            registry,
+            tap: Tap::default(),
+            sinks: Sinks::start(workers)?,
+            own: Own::of(node),
+            node: node.id.clone(),
+            config: Mutex::default(),
+        });
+        let weak = Arc::downgrade(&tower);
+        tower.registry.collect_with(move |visit| {
+            if let Some(tower) = weak.upgrade() {
+                tower.visit_own(visit);
+            }
+        });
+        Ok(tower)
+    }
+
+    /// Keeps the recent past and drops dead series; to be spawned on the administration's runtime.
+    pub async fn keep(self: Arc<Self>) {
+        let mut tick = tokio::time::interval(edges::TICK);
+        let mut swept = Instant::now();
+        loop {
+            tick.tick().await;
+            let now = Instant::now();
+            self.registry.tick(now);
+            if now.duration_since(swept) >= SWEEP {
+                swept = now;
+                self.registry.sweep();
+            }
+        }
+    }
+
+    /// A configuration came into force; `version` is the control plane's, or a hash of what is in force.
+    pub fn config_in_force(&self, version: &str) {
+        let mut config = self.config.lock();
+        if config.version == version {
+            return;
+        }
+        version.clone_into(&mut config.version);
+        drop(config);
+        let label = telemetry::exposition::labels(&[("version", version)]);
+        self.registry.retain_own("tulle_config_info", |held| held == label);
+        let help = "The configuration in force, by version; always 1.";
+        self.registry.gauge("tulle_config_info", help, &[("version", version)]).set(1);
+        self.registry.counter("tulle_config_updates_total", "Configurations that came into force.", &[]).inc();
+    }
+
+    /// A resource was refused.
+    pub fn config_rejected(&self, type_url: &str) {
+        self.config.lock().rejects += 1;
+        let kind = type_url.rsplit('.').next().unwrap_or(type_url);
+        self.registry.counter("tulle_config_rejects_total", "Resources refused, by kind.", &[("type", kind)]).inc();
+    }
+
+    /// Whether the control plane is connected now.
+    pub fn control_plane(&self, connected: bool) {
+        self.config.lock().connected = Some(connected);
+        let help = "Whether the control plane is connected.";
+        self.registry.gauge("tulle_control_plane_connected", help, &[]).set(u64::from(connected));
+        // Envoy's name for the same.
+        self.registry.gauge("envoy_control_plane_connected_state", "", &[]).set(u64::from(connected));
+    }
+
+    /// Facts about this proxy for reports.
+    pub fn facts(&self) -> ProxyFacts {
+        let config = self.config.lock();
+        ProxyFacts {
+            node: self.node.clone(),
+            name: self.own.name.clone(),
+            workload: self.own.party.workload.clone(),
+            namespace: self.own.party.namespace.clone(),
+            pid: std::process::id(),
+            pss_bytes: own_pss().unwrap_or_default(),
+            config_version: config.version.clone(),
+            config_rejects: config.rejects,
+            connected: config.connected,
+        }
+    }
+
+    pub(super) fn handshake_failed(&self, side: &str, cause: &str) {
+        let help = "TLS handshakes that failed, by side and cause.";
+        self.registry.counter("tulle_tls_handshake_failures_total", help, &[("side", side), ("cause", cause)]).inc();
+    }
+
+    pub(super) fn ejected(&self, cluster: &str, cause: engine::outlier::Cause) {
+        use engine::outlier::Cause;
+        let cause = match cause {
+            Cause::Consecutive5xx => "consecutive_5xx",
+            Cause::ConsecutiveGateway => "consecutive_gateway_failure",
+            Cause::ConsecutiveLocalOrigin => "consecutive_local_origin_failure",
+            Cause::SuccessRate => "success_rate",
+            Cause::SuccessRateLocalOrigin => "success_rate_local_origin",
+            Cause::FailurePercentage => "failure_percentage",
+            Cause::FailurePercentageLocalOrigin => "failure_percentage_local_origin",
+        };
+        let help = "Endpoints taken out by outlier detection.";
+        self.registry.counter("tulle_outlier_ejections_total", help, &[("cluster", cluster), ("cause", cause)]).inc();
+    }
+
+    pub(super) fn policy(&self, policy: Option<&str>, allowed: bool, enforced: bool) -> Arc<Counter> {
+        let action = if allowed { "allow" } else { "deny" };
+        let labels = [("policy", policy.unwrap_or("none")), ("action", action)];
+        if enforced {
+            let help = "Decisions of authorization policies that were enforced; `none`: no policy matched.";
+            self.registry.counter("tulle_authz_decisions_total", help, &labels)
+        } else {
+            let help = "Decisions that audited (shadow) authorization policies would have made.";
+            self.registry.counter("tulle_authz_shadow_decisions_total", help, &labels)
+        }
+    }
+
+    /// This proxy's own identity towards a peer: its service account in the peer's trust domain.
+    pub(super) fn own_principal(&self, peer: Option<&str>) -> String {
+        let domain = peer.and_then(|peer| peer.parse::<model::SpiffeId>().ok());
+        let domain = domain.as_ref().map_or("", model::SpiffeId::trust_domain);
+        let (namespace, account) = (&self.own.party.namespace, &self.own.service_account);
+        model::SpiffeId::new(domain, namespace, account).map(|id| id.to_string()).unwrap_or_default()
+    }
+
+    fn visit_own(&self, visit: &mut dyn FnMut(telemetry::registry::Stat)) {
+        for log in self.sinks.all() {
+            let path = match log.target() {
+                telemetry::accesslog::Target::File(path) => path.display().to_string(),
+                telemetry::accesslog::Target::Stdout => "/dev/stdout".to_owned(),
+                telemetry::accesslog::Target::Stderr => "/dev/stderr".to_owned(),
+            };
+            let labels = telemetry::exposition::labels(&[("path", &path)]);
+            for (family, help, value) in [
+                ("tulle_access_log_dropped_total", "Lines lost because a buffer was full.", log.dropped()),
+                ("tulle_access_log_failed_total", "Writes of an access log that failed.", log.failed()),
+                ("tulle_access_log_written_bytes_total", "Bytes written to an access log.", log.written()),
+            ] {
+                visit(telemetry::registry::own_stat(family, &labels, help, Value::Counter(value)));
+            }
+        }
+        visit(envoy_stat("server.live", Value::Gauge(1)));
+        visit(envoy_stat("server.uptime", Value::Gauge(self.registry.age().as_secs())));
+        if let Some(resident) = resident() {
+            visit(envoy_stat("server.memory_physical_size", Value::Gauge(resident)));
+        }
+    }
+}
+
+impl std::fmt::Debug for Watchtower {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Watchtower").field("node", &self.node).finish_non_exhaustive()
+    }
+}
+
+/// Proportional set size of this process in bytes, where the kernel tells.
+pub fn own_pss() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/smaps_rollup").ok()?;
+    kilobytes(&text, "Pss:")
+}
+
+fn resident() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/status").ok()?;
+    kilobytes(&text, "VmRSS:")
+}
+
+fn kilobytes(text: &str, key: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
+}
