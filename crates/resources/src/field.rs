@@ -371,7 +371,7 @@ impl<'a> Object<'a> {
         if let Some(field) = self.get(name) {
             field
                 .error_at_key(codes::UNSUPPORTED_FIELD, format!("`{}` is not supported yet: {what}", field.name()))
-                .help("remove the field; without it the rest takes effect");
+                .help("the object takes no effect as long as the field is there");
         }
     }
 

@@ -15,6 +15,7 @@ mod kubernetes;
 mod names;
 mod native;
 mod node;
+mod places;
 mod report;
 mod smi;
 mod values;
@@ -26,6 +27,7 @@ use std::sync::Arc;
 use model::{Declaration, Diagnostic, Entry, MeshConfig};
 
 pub use draw::render;
+pub use places::Places;
 
 /// How a text is read.
 #[derive(Debug, Clone)]

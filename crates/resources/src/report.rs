@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use model::{Code, Diagnostic, Label, ObjectKey, Origin, Severity};
 
+use crate::codes;
 use crate::node::Span;
 
 /// The findings about one document. Shared by all readers of its fields.
@@ -48,6 +49,12 @@ impl Report {
     /// Adds a finding; finish it with the methods of [`Finding`].
     pub(crate) fn add(&self, severity: Severity, code: Code, field: &str, span: Span, message: String) -> Finding<'_> {
         let mut found = self.found.borrow_mut();
+        // Whatever else seems wrong with a value of the wrong type follows from that alone.
+        let known =
+            |finding: &Diagnostic| [codes::WRONG_TYPE, codes::EMPTY].contains(&finding.code) && finding.field == field;
+        if found.iter().rev().take(4).any(known) {
+            return Finding { report: self, index: None };
+        }
         found.push(Diagnostic {
             code,
             severity,
@@ -58,7 +65,7 @@ impl Report {
             labels: vec![label(span, String::new())],
             help: None,
         });
-        Finding { report: self, index: found.len() - 1 }
+        Finding { report: self, index: found.len().checked_sub(1) }
     }
 
     /// Whether the object cannot take effect.
@@ -77,7 +84,8 @@ impl Report {
 /// A finding just added, to say more about it.
 pub(crate) struct Finding<'r> {
     report: &'r Report,
-    index: usize,
+    /// `None` when the finding was not worth keeping.
+    index: Option<usize>,
 }
 
 impl Finding<'_> {
@@ -104,7 +112,9 @@ impl Finding<'_> {
     }
 
     fn change(&self, change: impl FnOnce(&mut Diagnostic)) {
-        if let Some(finding) = self.report.found.borrow_mut().get_mut(self.index) {
+        if let Some(index) = self.index
+            && let Some(finding) = self.report.found.borrow_mut().get_mut(index)
+        {
             change(finding);
         }
     }

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use model::{Code, StringMatch};
 
 use crate::field::Field;
+use crate::node::Value;
 use crate::{codes, names};
 
 /// Longest expression that is compiled.
@@ -15,7 +16,10 @@ const MAX_PATTERN: usize = 4096;
 impl Field<'_> {
     /// A duration as Go writes it: `300ms`, `1.5h`, `2m30s`; at least `least`.
     pub(crate) fn duration(&self, least: Duration) -> Duration {
-        let text = self.text();
+        let text = match &self.node.value {
+            Value::Number(number) => number.clone(),
+            _ => self.text(),
+        };
         match duration(&text) {
             Some(duration) if duration >= least => duration,
             Some(duration) => {

@@ -9,6 +9,7 @@ use super::http_rule::{self, Role};
 use super::l4_rule;
 use crate::document::Subject;
 use crate::field::{Field, Object};
+use crate::node::Value;
 use crate::{codes, names};
 
 /// Lowers a VirtualService.
@@ -23,7 +24,8 @@ pub(crate) fn read(spec: &Object<'_>, subject: &Subject<'_>) -> Vec<Declaration>
         spec.field.warn(codes::WILDCARD_IN_MESH, "host `*` is taken for the gateways alone, not for the mesh");
     }
     let in_mesh = gateways.is_empty() || gateways.iter().any(|gateway| gateway == "mesh");
-    let delegate = hosts.is_empty();
+    // Wrong `hosts` do not make a delegate.
+    let delegate = hosts.is_empty() && spec.get("hosts").is_none_or(|field| matches!(field.node.value, Value::List(_)));
     if let (true, true, Some(field)) = (delegate, subject.named(), &gateways_field) {
         field.error(codes::DELEGATE, "a VirtualService without hosts is a delegate, and a delegate has no gateways");
     }
