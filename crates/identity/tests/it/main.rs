@@ -1,5 +1,6 @@
 //! One integration-test program for the crate: real handshakes, real sockets, real files, real Envoy.
 
+mod envoy;
 mod handshake;
 mod joining;
 mod pki;
