@@ -34,6 +34,8 @@ pub(crate) struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Agent(verbs::agent::Args),
+    Token(verbs::token::Args),
     Version(verbs::version::Args),
     Completion(verbs::completion::Args),
     Demo(verbs::demo::Args),
@@ -51,6 +53,8 @@ pub(crate) fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
     };
     let global = cli.global;
     match cli.verb {
+        Verb::Agent(args) => verbs::agent::run(args, &global),
+        Verb::Token(args) => verbs::token::run(args, &global),
         Verb::Version(args) => verbs::version::run(args, &global),
         Verb::Completion(args) => verbs::completion::run(args, &global),
         Verb::Demo(args) => verbs::demo::run(args, &global),

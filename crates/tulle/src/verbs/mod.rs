@@ -1,6 +1,8 @@
 //! One file for each verb.
 
+pub(crate) mod agent;
 pub(crate) mod completion;
 pub(crate) mod demo;
+pub(crate) mod token;
 pub(crate) mod translate;
 pub(crate) mod version;
