@@ -131,7 +131,7 @@ impl Carrying<'_> {
     fn failed(&mut self, cluster: &Arc<Cluster>, endpoint: &Arc<Endpoint>, failure: &Failure, last: bool) {
         endpoint.state.connect_failures.fetch_add(1, Ordering::Relaxed);
         let timeout = failure.kind == failure::Kind::ConnectTimeout;
-        let report = if timeout { outlier::Report::Timeout } else { outlier::Report::ConnectFailed };
+        let report = if timeout { outlier::Report::Timeout } else { outlier::Report::ConnectFailure };
         self.feed_outlier(cluster, endpoint, report);
         self.record.flags = self.record.flags.with(Flags::UPSTREAM_CONNECTION_FAILURE);
         if last {

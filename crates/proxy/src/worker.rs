@@ -235,6 +235,12 @@ impl Worker {
         group.drain.subscribe()
     }
 
+    /// Connections of a chain on this worker.
+    pub fn connections_of(&self, chain: &Arc<FilterChain>) -> usize {
+        let chains = self.chains.borrow();
+        chains.get(&(Arc::as_ptr(chain) as usize)).map_or(0, |group| group.drain.receiver_count())
+    }
+
     /// Whether the process is on its way out.
     pub fn is_draining(&self) -> bool {
         *self.draining.borrow()

@@ -4,7 +4,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use engine::{ConnectionFacts, FilterChain, Listener, NetworkFilter, Peer};
 use tokio::sync::watch;
@@ -47,7 +47,7 @@ pub async fn serve(worker: &Rc<Worker>, listener: Arc<Listener>, socket: Socket)
     };
     let mut facts = first_facts(worker, &found, remote, local);
     let Some(chain) = listener.chains.pick(&facts).cloned() else {
-        return crate::report::no_chain(worker, &listener, facts);
+        return crate::report::no_chain(worker, &listener, &facts);
     };
     let stream = match &chain.tls {
         None => Stream::Plain(raw),
@@ -181,7 +181,7 @@ fn tls_facts(stream: &Stream, facts: &mut ConnectionFacts) -> Result<(), identit
         facts.server_name = server.get_ref().1.server_name().map(Arc::from);
     }
     if state.peer_certificates().is_some_and(|chain| !chain.is_empty()) {
-        facts.peer = Some(Arc::new(peer(identity::tls::facts(state)?)));
+        facts.peer = identity::tls::facts(state, SystemTime::now())?.map(peer).map(Arc::new);
     }
     Ok(())
 }
@@ -229,7 +229,7 @@ async fn hand_over(worker: &Rc<Worker>, connection: Connection, stream: Stream) 
             }
             NetworkFilter::ConnectionLimit { max, delay } => {
                 // This connection has its own receiver already, so that the limit itself is still allowed.
-                if worker.shared.chain_connections(&chain) > *max {
+                if worker.connections_of(&chain) as u64 > *max {
                     if let Some(delay) = delay {
                         tokio::time::sleep(*delay).await;
                     }

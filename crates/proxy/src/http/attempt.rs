@@ -278,7 +278,7 @@ impl Exchange {
         let report = match result {
             Ok(answer) => outlier::Report::Status(answer.response.status().as_u16()),
             Err(failure) => match failure.kind {
-                Kind::ConnectFailure => outlier::Report::ConnectFailed,
+                Kind::ConnectFailure => outlier::Report::ConnectFailure,
                 Kind::ConnectTimeout | Kind::PerTryTimeout | Kind::Timeout => outlier::Report::Timeout,
                 Kind::Termination | Kind::RemoteReset | Kind::RefusedStream | Kind::Protocol => outlier::Report::Reset,
                 Kind::Overflow | Kind::NoHealthyUpstream | Kind::Downstream => return,

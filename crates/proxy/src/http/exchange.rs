@@ -14,7 +14,7 @@ use hyper::body::{Body, Incoming};
 use tokio::time::{Instant, sleep};
 
 use super::arrive::{self, Head};
-use super::attempt::{Answer, Clock, Letter};
+use super::attempt::{Clock, Letter};
 use super::body::{SharedSource, Source};
 use super::respond::DownBody;
 use super::serve::HttpConnection;

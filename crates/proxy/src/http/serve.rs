@@ -15,6 +15,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use super::respond::DownBody;
@@ -74,11 +75,12 @@ pub async fn run(worker: &Rc<Worker>, connection: Connection, manager: &Arc<Http
     let service = service_fn(handle);
     let result = if h2 {
         let connection_future = h2_builder(manager).serve_connection(TokioIo::new(stream), service);
-        Guarded { shared: &shared, connection }.run(connection_future, http2::Connection::graceful_shutdown).await
+        Guarded { shared: &shared }.run(connection_future, connection.drain, http2::Connection::graceful_shutdown).await
     } else {
         let connection_future =
             h1_builder(manager).serve_connection(TokioIo::new(stream), service).with_upgrades();
-        Guarded { shared: &shared, connection }.run(connection_future, http1::UpgradeableConnection::graceful_shutdown).await
+        let shut_down = http1::UpgradeableConnection::graceful_shutdown;
+        Guarded { shared: &shared }.run(connection_future, connection.drain, shut_down).await
     };
     crate::report::http_closed(&shared, result.err().as_ref());
 }
@@ -144,7 +146,6 @@ fn h2_builder(manager: &HttpManager) -> http2::Builder<LocalSpawn> {
 /// A connection under its limits: idle time, time for a head, its whole life, drain.
 struct Guarded<'a> {
     shared: &'a HttpConnection,
-    connection: Connection,
 }
 
 /// Why a connection is brought to its end from this side.
@@ -156,7 +157,12 @@ enum Stop {
 }
 
 impl Guarded<'_> {
-    async fn run<C>(mut self, connection: C, shut_down: fn(Pin<&mut C>)) -> hyper::Result<()>
+    async fn run<C>(
+        self,
+        connection: C,
+        mut drain: watch::Receiver<bool>,
+        shut_down: fn(Pin<&mut C>),
+    ) -> hyper::Result<()>
     where
         C: Future<Output = hyper::Result<()>>,
     {
@@ -168,8 +174,8 @@ impl Guarded<'_> {
             tokio::select! {
                 biased;
                 result = connection.as_mut() => return result,
-                changed = self.connection.drain.wait_for(|drain| *drain), if deadline.is_none() => {
-                    let _ = changed;
+                changed = drain.wait_for(|drain| *drain), if deadline.is_none() => {
+                    drop(changed);
                     deadline = Some(self.begin_drain(connection.as_mut(), shut_down));
                     look.as_mut().reset(deadline.unwrap_or(began).min(Instant::now() + LOOK));
                 }
