@@ -141,7 +141,10 @@ impl Contexts {
     pub fn certificates(&self) -> Vec<(String, Arc<Credentials>)> {
         let inner = self.inner.lock();
         let named = inner.slots.iter().flat_map(|(name, slot)| {
-            slot.current().iter().map(|credentials| (name.name.to_string(), Arc::clone(credentials))).collect::<Vec<_>>()
+            slot.current()
+                .iter()
+                .map(|credentials| (name.name.to_string(), Arc::clone(credentials)))
+                .collect::<Vec<_>>()
         });
         let files = inner.files.iter().flat_map(|((chain, _), file)| {
             let path = chain.display().to_string();
@@ -410,10 +413,9 @@ fn credentials(certificate: &Certificate) -> Result<Arc<Credentials>, Problem> {
 fn read(source: &DataSource) -> Result<bytes::Bytes, Problem> {
     match source {
         DataSource::Inline(bytes) => Ok(bytes.clone()),
-        DataSource::File(path) => std::fs::read(path).map(Into::into).map_err(|error| Problem::Unreadable {
-            what: path.display().to_string(),
-            reason: error.to_string(),
-        }),
+        DataSource::File(path) => std::fs::read(path)
+            .map(Into::into)
+            .map_err(|error| Problem::Unreadable { what: path.display().to_string(), reason: error.to_string() }),
         DataSource::Environment(name) => std::env::var(&**name).map(Into::into).map_err(|error| Problem::Unreadable {
             what: format!("environment variable {name}"),
             reason: error.to_string(),

@@ -16,13 +16,7 @@ use crate::worker::Worker;
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
 /// Accepts until told to stop.
-pub async fn run(
-    worker: Rc<Worker>,
-    listener: Arc<str>,
-    bound: Bound,
-    spread: bool,
-    mut stop: watch::Receiver<bool>,
-) {
+pub async fn run(worker: Rc<Worker>, listener: Arc<str>, bound: Bound, spread: bool, mut stop: watch::Receiver<bool>) {
     let open = match bound {
         Bound::Tcp(tcp) => TcpListener::from_std(tcp).map(Open::Tcp),
         Bound::Unix(unix) => UnixListener::from_std(unix).map(Open::Unix),

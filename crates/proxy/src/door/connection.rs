@@ -12,8 +12,8 @@ use tokio::time::timeout;
 use tokio_rustls::LazyConfigAcceptor;
 
 use super::detect::{self, Found};
-use crate::net::stream::{Raw, Socket, Stream};
 use crate::net::canonical;
+use crate::net::stream::{Raw, Socket, Stream};
 use crate::report::record::Downstream;
 use crate::tls::Problem;
 use crate::worker::Worker;
@@ -64,8 +64,7 @@ pub async fn serve(worker: &Rc<Worker>, listener: Arc<Listener>, socket: Socket)
         return crate::report::tls_failure(worker, &listener, &chain, &facts, &TlsFailure::Peer(refusal));
     }
     let drain = worker.drain_of(&listener, &chain);
-    let downstream =
-        Downstream { facts, listener: Arc::clone(&listener), chain: Some(Arc::clone(&chain)) };
+    let downstream = Downstream { facts, listener: Arc::clone(&listener), chain: Some(Arc::clone(&chain)) };
     hand_over(worker, Connection { listener, chain, downstream: Arc::new(downstream), drain }, stream).await;
 }
 
@@ -155,9 +154,9 @@ async fn accept_tls(
     if context.require_sni && hello.server_name().is_none() {
         return Err(TlsFailure::NoServerName);
     }
-    let shared = hello.alpn().is_none_or(|mut offered| {
-        offered.any(|protocol| settings.alpn.iter().any(|ours| ours.as_bytes() == protocol))
-    });
+    let shared = hello
+        .alpn()
+        .is_none_or(|mut offered| offered.any(|protocol| settings.alpn.iter().any(|ours| ours.as_bytes() == protocol)));
     let config = if shared { settings.with_alpn } else { settings.without_alpn };
     let stream = start.into_stream(config).await?;
     Ok(Stream::Tls(Box::new(stream.into())))

@@ -118,7 +118,8 @@ mod tests {
     fn reads_version_1() {
         let mut bytes = V1.to_vec();
         bytes.extend_from_slice(b"GET / HTTP/1.1\r\n");
-        let expected = Proxied { source: "192.0.2.7:4711".parse().unwrap(), destination: "198.51.100.1:80".parse().unwrap() };
+        let expected =
+            Proxied { source: "192.0.2.7:4711".parse().unwrap(), destination: "198.51.100.1:80".parse().unwrap() };
         assert_eq!(read(&bytes), Header::Whole { length: V1.len(), proxied: Some(expected) });
         for end in 0..V1.len() {
             assert_eq!(read(&V1[..end]), Header::More, "{end}");
@@ -129,7 +130,8 @@ mod tests {
     fn reads_version_2() {
         let mut bytes = V2_PREFIX.to_vec();
         bytes.extend_from_slice(&[0x21, 0x11, 0, 12, 10, 0, 0, 1, 10, 0, 0, 2, 0x12, 0x67, 0, 80]);
-        let expected = Proxied { source: "10.0.0.1:4711".parse().unwrap(), destination: "10.0.0.2:80".parse().unwrap() };
+        let expected =
+            Proxied { source: "10.0.0.1:4711".parse().unwrap(), destination: "10.0.0.2:80".parse().unwrap() };
         assert_eq!(read(&bytes), Header::Whole { length: 28, proxied: Some(expected) });
         for end in 0..bytes.len() {
             assert_eq!(read(&bytes[..end]), Header::More, "{end}");

@@ -10,8 +10,8 @@ use engine::reply::{Flags, LocalReply};
 use engine::{ConnectionFacts, Dice};
 mod canon {
     //! Stand-in until the engine's own functions land.
-    use std::borrow::Cow;
     use engine::path::{Canonical, PathOptions};
+    use std::borrow::Cow;
     pub(super) fn authority<'a>(text: &'a str, _: &PathOptions, _: u16) -> Cow<'a, str> {
         Cow::Borrowed(text)
     }
@@ -197,7 +197,8 @@ fn path(manager: &HttpManager, uri: &Uri, method: &Method) -> Result<String, Loc
         Canonical::Reject(details) => Err(refuse(StatusCode::BAD_REQUEST, details)),
         Canonical::Redirect(path) => {
             let mut reply = refuse(StatusCode::TEMPORARY_REDIRECT, "path_normalization_failed");
-            let location = HeaderValue::try_from(path).map_err(|_| refuse(StatusCode::BAD_REQUEST, "path_normalization_failed"))?;
+            let location = HeaderValue::try_from(path)
+                .map_err(|_| refuse(StatusCode::BAD_REQUEST, "path_normalization_failed"))?;
             reply.headers.push((header::LOCATION, location));
             reply.is_error = false;
             Err(reply)
@@ -299,7 +300,9 @@ fn sanitize(manager: &HttpManager, internal: bool, headers: &mut HeaderMap) {
     }
     headers.remove(X_ENVOY_INTERNAL);
     if manager.use_remote_address {
-        for name in ["x-envoy-decorator-operation", "x-envoy-downstream-service-cluster", "x-envoy-downstream-service-node"] {
+        for name in
+            ["x-envoy-decorator-operation", "x-envoy-downstream-service-cluster", "x-envoy-downstream-service-node"]
+        {
             headers.remove(name);
         }
     }

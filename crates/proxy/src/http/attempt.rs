@@ -115,7 +115,13 @@ impl Letter {
     }
 
     /// The request of one attempt.
-    pub(super) fn request(&self, way: &Way, host: Option<&str>, attempt: Option<u32>, body: UpBody) -> Option<Request<UpBody>> {
+    pub(super) fn request(
+        &self,
+        way: &Way,
+        host: Option<&str>,
+        attempt: Option<u32>,
+        body: UpBody,
+    ) -> Option<Request<UpBody>> {
         let host = host.unwrap_or(&self.authority);
         let mut request = Request::new(body);
         *request.method_mut() = self.method.clone();
@@ -173,7 +179,11 @@ impl Exchange {
             self.feed_outlier(forward, &endpoint, &result);
             let Some(policy) = &policy else { return result };
             let may_send_again = self.source.as_ref().is_none_or(|source| source.borrow().replayable());
-            let next = if may_send_again { self.settle(policy, &mut retries, &result) } else { Next::Finish(Why::NotRetriable) };
+            let next = if may_send_again {
+                self.settle(policy, &mut retries, &result)
+            } else {
+                Next::Finish(Why::NotRetriable)
+            };
             let after = match next {
                 Next::Finish(why) => {
                     if why == Why::Exhausted {

@@ -196,7 +196,6 @@ impl Exchange {
         self.busy = Some(Busy(Arc::clone(endpoint)));
         self.record.upstream.endpoint = Some(Arc::clone(endpoint));
     }
-
 }
 
 /// An endpoint that works on a request; dropping it ends that.

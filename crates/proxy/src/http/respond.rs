@@ -169,9 +169,10 @@ impl DownBody {
         if let From::Upstream(coming) = &mut self.from
             && let Some(Way { via: Via::H1(h1), pool, .. }) = coming.way.take()
         {
-            let sent = self.exchange.as_ref().is_none_or(|exchange| {
-                exchange.source.as_ref().is_none_or(|source| source.borrow().ended().is_some())
-            });
+            let sent = self
+                .exchange
+                .as_ref()
+                .is_none_or(|exchange| exchange.source.as_ref().is_none_or(|source| source.borrow().ended().is_some()));
             // A connection on which the request is still being sent cannot serve another.
             let limit = self.exchange.as_ref().and_then(|exchange| exchange.most_requests());
             if sent && limit.is_none_or(|limit| h1.served < limit) {
@@ -235,10 +236,7 @@ impl Body for DownBody {
     type Data = Bytes;
     type Error = BodyError;
 
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let this = self.get_mut();
         let coming = match &mut this.from {
             From::Local(bytes) => {
@@ -267,7 +265,10 @@ impl Body for DownBody {
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => {
-                this.broke(Flags::UPSTREAM_CONNECTION_TERMINATION, "upstream_reset_after_response_started{connection_termination}");
+                this.broke(
+                    Flags::UPSTREAM_CONNECTION_TERMINATION,
+                    "upstream_reset_after_response_started{connection_termination}",
+                );
                 Poll::Ready(Some(Err(error.into())))
             }
             Poll::Ready(None) => {

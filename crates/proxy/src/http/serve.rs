@@ -18,8 +18,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
-use super::respond::DownBody;
 use super::exchange;
+use super::respond::DownBody;
 use crate::door::connection::Connection;
 use crate::door::preface;
 use crate::net::stream::{Ahead, Stream};
@@ -77,8 +77,7 @@ pub async fn run(worker: &Rc<Worker>, connection: Connection, manager: &Arc<Http
         let connection_future = h2_builder(manager).serve_connection(TokioIo::new(stream), service);
         Guarded { shared: &shared }.run(connection_future, connection.drain, http2::Connection::graceful_shutdown).await
     } else {
-        let connection_future =
-            h1_builder(manager).serve_connection(TokioIo::new(stream), service).with_upgrades();
+        let connection_future = h1_builder(manager).serve_connection(TokioIo::new(stream), service).with_upgrades();
         let shut_down = http1::UpgradeableConnection::graceful_shutdown;
         Guarded { shared: &shared }.run(connection_future, connection.drain, shut_down).await
     };
@@ -98,7 +97,9 @@ async fn which(manager: &HttpManager, connection: &Connection, stream: Stream) -
     }
     match connection.downstream.facts.negotiated_protocol.as_deref() {
         Some("h2" | "istio-h2") => return Some((true, Ahead::none(stream))),
-        Some("http/1.1" | "http/1.0" | "istio-http/1.1" | "istio-http/1.0") => return Some((false, Ahead::none(stream))),
+        Some("http/1.1" | "http/1.0" | "istio-http/1.1" | "istio-http/1.0") => {
+            return Some((false, Ahead::none(stream)));
+        }
         _ => {}
     }
     let enough = |bytes: &[u8]| preface::is_h2(bytes).is_some();

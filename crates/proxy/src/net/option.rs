@@ -12,9 +12,8 @@ pub fn set_int(socket: impl AsFd, level: i32, name: i32, value: i32) -> io::Resu
     let length = libc::socklen_t::try_from(size_of::<i32>()).unwrap_or(4);
     // SAFETY: the descriptor is open while `socket` is borrowed, and the pointer and length describe `value`, which
     // lives until the call returns; the kernel copies it.
-    let result = unsafe {
-        libc::setsockopt(socket.as_fd().as_raw_fd(), level, name, std::ptr::from_ref(&value).cast(), length)
-    };
+    let result =
+        unsafe { libc::setsockopt(socket.as_fd().as_raw_fd(), level, name, std::ptr::from_ref(&value).cast(), length) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

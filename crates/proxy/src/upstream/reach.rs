@@ -336,7 +336,8 @@ fn system_text(error: &std::io::Error) -> String {
 fn link_of(stream: &Stream) -> Link {
     let local = stream.raw().local();
     let Some(state) = stream.tls() else { return Link { local, ..Link::default() } };
-    let identity = identity::tls::facts(state, std::time::SystemTime::now()).ok().flatten().and_then(|facts| facts.identity);
+    let identity =
+        identity::tls::facts(state, std::time::SystemTime::now()).ok().flatten().and_then(|facts| facts.identity);
     let mtls = identity.is_some();
     Link { local, identity: identity.map(|identity| identity.to_string().into()), mtls }
 }
