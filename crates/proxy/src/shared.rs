@@ -7,6 +7,7 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 use engine::{Moment, Plan};
 
+use crate::report::Watchtower;
 use crate::tls::Contexts;
 
 /// State shared by workers, configuration and administration. Nothing in it is locked per request.
@@ -16,6 +17,8 @@ pub struct Shared {
     pub plan: ArcSwap<Plan>,
     /// TLS configurations built from the plan's contexts and the secrets of the moment.
     pub tls: Contexts,
+    /// What all workers report to.
+    pub tower: Arc<Watchtower>,
     /// When the process began; [`Moment`]s count from here.
     pub started: Instant,
     connections: AtomicU64,
@@ -23,10 +26,11 @@ pub struct Shared {
 
 impl Shared {
     /// Fresh state around a first plan.
-    pub fn new(plan: Arc<Plan>) -> Arc<Self> {
+    pub fn new(plan: Arc<Plan>, tower: Arc<Watchtower>) -> Arc<Self> {
         Arc::new(Self {
             plan: ArcSwap::new(plan),
             tls: Contexts::default(),
+            tower,
             started: Instant::now(),
             connections: AtomicU64::new(0),
         })

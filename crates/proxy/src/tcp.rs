@@ -7,6 +7,7 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use engine::circuit::{self, Resource};
+use engine::rbac::RbacReport;
 use engine::reply::Flags;
 use engine::routes::Priority;
 use engine::{Cluster, Discovery, Endpoint, TcpProxy, balance, outlier};
@@ -16,8 +17,8 @@ use tokio::time::{Instant, sleep_until};
 use crate::door::connection::Connection;
 use crate::net::relay::{End, Moved, relay};
 use crate::net::stream::Stream;
-use crate::report;
 use crate::report::record::{Kind, Record};
+use crate::report::{Flow, Site};
 use crate::upstream::failure::{self, Failure};
 use crate::upstream::{original, reach};
 use crate::worker::Worker;
@@ -28,12 +29,14 @@ pub async fn proxy(
     connection: Connection,
     tcp: &Arc<TcpProxy>,
     named: Option<Arc<str>>,
+    said: Vec<RbacReport>,
     client: Stream,
 ) {
     let began = Instant::now();
-    let record = Record::begin(Kind::Tcp, &connection.downstream, SystemTime::now(), began.into_std());
-    let mut carrying = Carrying { worker, tcp, record, began, moved: Moved::default() };
-    report::tcp_opened(worker, &connection, tcp);
+    let mut record = Record::begin(Kind::Tcp, &connection.downstream, SystemTime::now(), began.into_std());
+    record.rbac = said;
+    let mut carrying = Carrying { worker, tcp, record, began, moved: Moved::default(), flow: None };
+    let _open = Counted::begin(worker, &connection);
     carrying.run(connection, named, client).await;
 }
 
@@ -50,6 +53,7 @@ struct Carrying<'a> {
     record: Record,
     began: Instant,
     moved: Moved,
+    flow: Option<Flow>,
 }
 
 /// However the connection ends, it is reported once.
@@ -58,7 +62,11 @@ impl Drop for Carrying<'_> {
         self.record.bytes_received = self.moved.received.get();
         self.record.bytes_sent = self.moved.sent.get();
         self.record.duration = self.began.elapsed();
-        report::tcp_finished(self.worker, self.tcp, &self.record);
+        let plan = self.worker.shared.plan.load();
+        match self.flow.take() {
+            Some(flow) => flow.finish(&plan, &self.record),
+            None => self.worker.tally.finish(&plan, &self.record),
+        }
     }
 }
 
@@ -81,7 +89,9 @@ impl Carrying<'_> {
         let Some((mut server, endpoint)) = self.connect(&cluster).await else { return };
         let _open = Open::begin(&endpoint);
         let life = self.tcp.max_connection_duration.map(|limit| self.began + limit);
+        self.flow = Some(self.worker.tally.open(&self.worker.shared.plan.load(), &self.record));
         let end = tokio::select! {
+            () = progress(self.flow.as_ref(), &self.moved) => None,
             end = relay(&mut client, &mut server, self.tcp.idle_timeout, &self.moved) => Some(end),
             () = at(life) => {
                 self.record.flags = self.record.flags.with(Flags::DURATION_TIMEOUT);
@@ -159,7 +169,70 @@ impl Carrying<'_> {
             cluster.state.monitor.record(cluster, endpoint, report, now, &mut dice)
         };
         if let Some(event) = event {
-            report::outlier(self.worker, cluster, &event);
+            self.worker.tally.outlier(cluster, &event);
+        }
+    }
+}
+
+/// Between two counts of the bytes of an open connection.
+const PROGRESS: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// Counts bytes while the connection is open, so that a long one is seen before it ends. Never ends itself; what is left
+/// is counted when it is dropped.
+async fn progress(flow: Option<&Flow>, moved: &Moved) {
+    let Some(flow) = flow else { return std::future::pending().await };
+    let mut counted = Uncounted { flow, moved, sent: 0, received: 0 };
+    loop {
+        tokio::time::sleep(PROGRESS).await;
+        counted.count();
+    }
+}
+
+struct Uncounted<'a> {
+    flow: &'a Flow,
+    moved: &'a Moved,
+    sent: u64,
+    received: u64,
+}
+
+impl Uncounted<'_> {
+    fn count(&mut self) {
+        let (sent, received) = (self.moved.sent.get(), self.moved.received.get());
+        self.flow.progress(sent - self.sent, received - self.received);
+        (self.sent, self.received) = (sent, received);
+    }
+}
+
+impl Drop for Uncounted<'_> {
+    fn drop(&mut self) {
+        self.count();
+    }
+}
+
+/// Counts a raw client connection while it is open.
+struct Counted {
+    site: Option<Rc<Site>>,
+}
+
+impl Counted {
+    fn begin(worker: &Worker, connection: &Connection) -> Self {
+        let site = worker.tally.site(&connection.downstream);
+        if let Some(site) = &site {
+            site.listener.downstream_cx_total.inc();
+            site.listener.downstream_cx_active.inc();
+            if let Some(cells) = &site.tcp {
+                cells.downstream_cx_total.inc();
+            }
+        }
+        Self { site }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        if let Some(site) = &self.site {
+            site.listener.downstream_cx_active.dec();
+            site.listener.downstream_cx_destroy.inc();
         }
     }
 }

@@ -17,6 +17,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use crate::door;
 use crate::net::listen::Bound;
 use crate::net::stream::Socket;
+use crate::report::Tally;
 use crate::shared::Shared;
 use crate::upstream::pool::Pools;
 
@@ -104,6 +105,8 @@ pub struct Worker {
     pub shared: Arc<Shared>,
     /// Its connections to endpoints.
     pub pools: Pools,
+    /// Where it reports to.
+    pub tally: Rc<Tally>,
     /// Its chance.
     pub dice: RefCell<Dice>,
     peers: Arc<[Peer]>,
@@ -141,10 +144,12 @@ pub fn start(count: usize, shared: &Arc<Shared>) -> std::io::Result<Vec<Handle>>
                 return;
             };
             let dice = RefCell::new(Dice::new(rand::random()));
+            let tally = Rc::new(Tally::new(Arc::clone(&shared.tower), index));
             let worker = Rc::new(Worker {
                 index,
                 shared,
                 pools: Pools::default(),
+                tally,
                 dice,
                 peers,
                 load,
@@ -247,6 +252,7 @@ impl Worker {
     }
 
     fn follow_plan(&self) {
+        self.tally.plan_changed();
         let plan = self.shared.plan.load();
         self.chains.borrow_mut().retain(|_, group| {
             let same = |chain: &Arc<FilterChain>| {

@@ -6,6 +6,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use engine::rbac::RbacReport;
+use engine::reply::Flags;
 use engine::{ConnectionFacts, FilterChain, Listener, NetworkFilter, Peer};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -14,7 +16,7 @@ use tokio_rustls::LazyConfigAcceptor;
 use super::detect::{self, Found};
 use crate::net::canonical;
 use crate::net::stream::{Raw, Socket, Stream};
-use crate::report::record::Downstream;
+use crate::report::record::{Downstream, Kind, Record};
 use crate::tls::Problem;
 use crate::worker::Worker;
 use crate::{http, tcp};
@@ -47,7 +49,7 @@ pub async fn serve(worker: &Rc<Worker>, listener: Arc<Listener>, socket: Socket)
     };
     let mut facts = first_facts(worker, &found, remote, local);
     let Some(chain) = listener.chains.pick(&facts).cloned() else {
-        return crate::report::no_chain(worker, &listener, &facts);
+        return no_chain(worker, &listener, facts);
     };
     let stream = match &chain.tls {
         None => Stream::Plain(raw),
@@ -56,12 +58,12 @@ pub async fn serve(worker: &Rc<Worker>, listener: Arc<Listener>, socket: Socket)
             let accepting = accept_tls(worker, context, raw);
             match timeout(limit, accepting).await.unwrap_or_else(|_| Err(TlsFailure::Timeout)) {
                 Ok(stream) => stream,
-                Err(failure) => return crate::report::tls_failure(worker, &listener, &chain, &facts, &failure),
+                Err(failure) => return tls_failed(worker, &listener, &chain, &facts, &failure),
             }
         }
     };
     if let Err(refusal) = tls_facts(&stream, &mut facts) {
-        return crate::report::tls_failure(worker, &listener, &chain, &facts, &TlsFailure::Peer(refusal));
+        return tls_failed(worker, &listener, &chain, &facts, &TlsFailure::Peer(refusal));
     }
     let drain = worker.drain_of(&listener, &chain);
     let downstream = Downstream { facts, listener: Arc::clone(&listener), chain: Some(Arc::clone(&chain)) };
@@ -218,12 +220,14 @@ fn cipher_name(suite: rustls::CipherSuite) -> Option<&'static str> {
 async fn hand_over(worker: &Rc<Worker>, connection: Connection, stream: Stream) {
     let chain = Arc::clone(&connection.chain);
     let mut cluster = None;
+    let mut said = Vec::new();
     for filter in &chain.filters {
         match filter {
             NetworkFilter::Rbac(rbac) => {
                 let verdict = rbac.judge(&connection.downstream.facts);
-                if !crate::report::network_rbac(worker, &connection, verdict) {
-                    return;
+                said.push(verdict.report);
+                if !verdict.allowed {
+                    return denied(worker, &connection, said, verdict.details);
                 }
             }
             NetworkFilter::ConnectionLimit { max, delay } => {
@@ -238,8 +242,40 @@ async fn hand_over(worker: &Rc<Worker>, connection: Connection, stream: Stream) 
             NetworkFilter::SniCluster => cluster = connection.downstream.facts.server_name.clone(),
             NetworkFilter::Extension(_) => {}
             NetworkFilter::Http(manager) => return http::serve::run(worker, connection, manager, stream).await,
-            NetworkFilter::Tcp(tcp) => return tcp::proxy(worker, connection, tcp, cluster, stream).await,
+            NetworkFilter::Tcp(tcp) => return tcp::proxy(worker, connection, tcp, cluster, said, stream).await,
             NetworkFilter::DirectResponse(bytes) => return tcp::respond(bytes, stream).await,
         }
     }
+}
+
+/// A connection that no chain took is logged with `NR`.
+fn no_chain(worker: &Worker, listener: &Arc<Listener>, facts: ConnectionFacts) {
+    let downstream = Arc::new(Downstream { facts, listener: Arc::clone(listener), chain: None });
+    let mut record = Record::begin(Kind::Tcp, &downstream, SystemTime::now(), std::time::Instant::now());
+    record.flags = Flags::NO_ROUTE_FOUND;
+    record.details = Some(Arc::from("filter_chain_not_found"));
+    worker.tally.no_chain(&record);
+}
+
+fn tls_failed(worker: &Worker, listener: &Listener, chain: &FilterChain, facts: &ConnectionFacts, failure: &TlsFailure) {
+    let cause = match failure {
+        TlsFailure::Timeout => "timeout",
+        TlsFailure::Handshake(error) => identity::tls::Cause::of_io(error).as_str(),
+        TlsFailure::Configuration(_) => "configuration",
+        TlsFailure::Peer(refusal) => refusal.cause.as_str(),
+        TlsFailure::NoServerName => "no_server_name",
+    };
+    worker.tally.handshake_failed(listener, cause);
+    let remote = facts.remote;
+    tracing::info!(event = "tls-refused", listener = %listener.name, chain = %chain.name, %remote, cause, %failure);
+}
+
+/// A connection that a network authorization filter refused.
+fn denied(worker: &Worker, connection: &Connection, said: Vec<RbacReport>, details: Option<String>) {
+    let now = std::time::Instant::now();
+    let mut record = Record::begin(Kind::Tcp, &connection.downstream, SystemTime::now(), now);
+    record.rbac = said;
+    record.termination = details.map(Arc::from);
+    record.complete = true;
+    worker.tally.finish(&worker.shared.plan.load(), &record);
 }

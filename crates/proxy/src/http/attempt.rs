@@ -17,7 +17,6 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::arrive::Head;
 use super::body::{SharedSource, UpBody};
 use super::exchange::{Exchange, millis};
-use crate::report;
 use crate::upstream::failure::{Failure, Kind};
 use crate::upstream::reach::{Via, Want, Way, reach};
 
@@ -96,7 +95,6 @@ impl Letter {
             let expected = per_try.map_or(timeout, |per_try| per_try.min(timeout));
             headers.insert(EXPECTED_TIMEOUT, HeaderValue::from(millis(expected)));
         }
-        report::add_peer_metadata(&exchange.shared, forward, &mut headers);
         let Head { method, scheme, upgrade, .. } = head;
         Ok(Self { method, path, authority: shaped.authority, headers, scheme, upgrade, retries })
     }
@@ -199,7 +197,7 @@ impl Exchange {
                 return result;
             }
             drop(result);
-            report::retried(&self.shared.worker, &forward.cluster);
+            self.shared.worker.tally.cluster(&forward.cluster).upstream_rq_retry.inc();
             tried.push(endpoint);
             limited(sleep(after), None, &clock).await?;
         }
@@ -252,7 +250,11 @@ impl Exchange {
         for _ in 0..UNSENT_TRIES {
             let mut way = limited(reach(&worker, want), deadline, clock).await??;
             self.note_link(&way);
-            let Some(request) = letter.request(&way, host, count, body) else { return Err(Kind::Protocol.into()) };
+            let Some(mut request) = letter.request(&way, host, count, body) else { return Err(Kind::Protocol.into()) };
+            if way.via.link().mtls {
+                // Only a mesh peer is told who this workload is.
+                worker.tally.tower().own.introduce(request.headers_mut());
+            }
             match limited(send(&mut way, request), deadline, clock).await? {
                 Sent::Answered(response) => {
                     let record = &mut self.record;
@@ -307,7 +309,7 @@ impl Exchange {
         let event = cluster.state.monitor.record(cluster, endpoint, report, worker.shared.now(), &mut dice);
         if let Some(event) = event {
             drop(dice);
-            report::outlier(worker, cluster, &event);
+            worker.tally.outlier(cluster, &event);
         }
     }
 

@@ -18,8 +18,7 @@ use super::attempt::{Clock, Letter};
 use super::body::{SharedSource, Source};
 use super::respond::DownBody;
 use super::serve::HttpConnection;
-use crate::report;
-use crate::report::record::{Kind, Record};
+use crate::report::record::{Kind, PeerMetadata, Record};
 use crate::upstream::failure::Failure;
 
 /// Everything about one request from its first byte to its last.
@@ -52,7 +51,7 @@ pub async fn exchange(shared: &Rc<HttpConnection>, request: Request<Incoming>) -
         Ok(head) => head,
         Err(reply) => return exchange.reply(reply, None),
     };
-    exchange.record.peer = report::take_peer_metadata(&mut head.headers);
+    exchange.meet_peer(&mut head);
 
     let plan = shared.worker.shared.plan.load_full();
     exchange.decide(&plan, &head);
@@ -79,6 +78,9 @@ pub async fn exchange(shared: &Rc<HttpConnection>, request: Request<Incoming>) -
 impl Exchange {
     fn begin(shared: &Rc<HttpConnection>, request: &Request<Incoming>) -> Box<Self> {
         shared.active.set(shared.active.get() + 1);
+        if let Some(cells) = shared.site.as_ref().and_then(|site| site.http.as_ref()) {
+            cells.downstream_rq_active.inc();
+        }
         let began = Instant::now();
         let protocol = match request.version() {
             Version::HTTP_2 => Protocol::Http2,
@@ -97,6 +99,15 @@ impl Exchange {
             slot: None,
             busy: None,
         })
+    }
+
+    /// Takes the peer's word about itself off the request; the application never sees it.
+    fn meet_peer(&mut self, head: &mut Head) {
+        let mut last = self.shared.peer.borrow_mut();
+        self.record.peer = PeerMetadata::take(&mut head.headers, &last);
+        if self.record.peer != *last {
+            last.clone_from(&self.record.peer);
+        }
     }
 
     /// All that is known about the request.
@@ -226,7 +237,10 @@ impl Drop for Exchange {
         shared.active.set(shared.active.get().saturating_sub(1));
         shared.served.set(shared.served.get().saturating_add(1));
         shared.quiet_since.set(Instant::now());
-        report::finish(&shared.worker, record);
+        if let Some(cells) = shared.site.as_ref().and_then(|site| site.http.as_ref()) {
+            cells.downstream_rq_active.dec();
+        }
+        shared.worker.tally.finish(&shared.worker.shared.plan.load(), record);
     }
 }
 

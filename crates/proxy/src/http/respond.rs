@@ -20,7 +20,7 @@ use super::attempt::{Answer, Clock};
 use super::body::BodyError;
 use super::exchange::{Exchange, millis};
 use super::tunnel;
-use crate::report;
+use crate::report::record::PeerMetadata;
 use crate::upstream::reach::{Via, Way};
 
 const UPSTREAM_SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
@@ -63,7 +63,7 @@ impl Exchange {
         let tunnel = tunnel::begin(&mut parts, upgrade);
         self.record.status = Some(parts.status);
         self.record.details = Some(Arc::from("via_upstream"));
-        self.record.upstream.peer = report::take_peer_metadata(&mut parts.headers);
+        self.record.upstream.peer = PeerMetadata::take(&mut parts.headers, &PeerMetadata::default());
         hop_by_hop(&mut parts.headers, tunnel.is_some());
         self.decorate(&mut parts.headers, true);
         self.record.grpc_status = grpc_status(&parts.headers);
@@ -101,8 +101,10 @@ impl Exchange {
             headers.insert(X_REQUEST_ID, id.clone());
         }
         server_and_via(manager, headers);
-        report::add_own_metadata(shared, headers);
-        if report::wants(shared).response_headers {
+        if shared.downstream.facts.peer.is_some() && self.record.peer.id.is_some() {
+            shared.worker.tally.tower().own.introduce(headers);
+        }
+        if shared.wants().response_headers {
             self.record.response_headers = headers.clone();
         }
     }
@@ -198,7 +200,7 @@ impl DownBody {
             exchange.record.bytes_sent += data.len() as u64;
         } else if let Some(trailers) = frame.trailers_ref() {
             exchange.record.grpc_status = grpc_status(trailers).or(exchange.record.grpc_status);
-            if report::wants(&exchange.shared).response_trailers {
+            if exchange.shared.wants().response_trailers {
                 exchange.record.response_trailers = trailers.clone();
             }
         }

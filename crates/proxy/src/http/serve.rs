@@ -1,6 +1,6 @@
 //! The server side of one HTTP connection: which version, which limits, when it ends.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::{Pin, pin};
@@ -15,6 +15,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use telemetry::registry::HttpCells;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
@@ -23,7 +24,8 @@ use super::respond::DownBody;
 use crate::door::connection::Connection;
 use crate::door::preface;
 use crate::net::stream::{Ahead, Stream};
-use crate::report::record::Downstream;
+use crate::report::Site;
+use crate::report::record::{Downstream, PeerMetadata, Wants};
 use crate::upstream::reach::LocalSpawn;
 use crate::worker::Worker;
 
@@ -42,6 +44,10 @@ pub struct HttpConnection {
     pub manager: Arc<HttpManager>,
     /// What is known about it.
     pub downstream: Arc<Downstream>,
+    /// The logs and counters of its chain.
+    pub site: Option<Rc<Site>>,
+    /// What the peer said of itself last.
+    pub peer: RefCell<PeerMetadata>,
     /// It speaks HTTP/2.
     pub h2: bool,
     /// Exchanges under way.
@@ -61,13 +67,15 @@ pub async fn run(worker: &Rc<Worker>, connection: Connection, manager: &Arc<Http
         worker: Rc::clone(worker),
         manager: Arc::clone(manager),
         downstream: Arc::clone(&connection.downstream),
+        site: worker.tally.site(&connection.downstream),
+        peer: RefCell::default(),
         h2,
         active: Cell::new(0),
         served: Cell::new(0),
         quiet_since: Cell::new(Instant::now()),
         draining: Cell::new(false),
     });
-    crate::report::http_opened(&shared);
+    let counted = Counted::begin(&shared);
     let handle = {
         let shared = Rc::clone(&shared);
         move |request: Request<Incoming>| answer(Rc::clone(&shared), request)
@@ -81,7 +89,82 @@ pub async fn run(worker: &Rc<Worker>, connection: Connection, manager: &Arc<Http
         let shut_down = http1::UpgradeableConnection::graceful_shutdown;
         Guarded { shared: &shared }.run(connection_future, connection.drain, shut_down).await
     };
-    crate::report::http_closed(&shared, result.err().as_ref());
+    counted.end(result.err().as_ref());
+}
+
+impl HttpConnection {
+    /// What the logs of the chain read beyond what every record has.
+    pub fn wants(&self) -> Wants {
+        self.site.as_ref().map(|site| site.wants()).unwrap_or_default()
+    }
+}
+
+/// Counts a connection while it is open, also when its task panics.
+struct Counted<'a> {
+    shared: &'a HttpConnection,
+}
+
+impl<'a> Counted<'a> {
+    fn begin(shared: &'a HttpConnection) -> Self {
+        let this = Self { shared };
+        if let Some(site) = &shared.site {
+            site.listener.downstream_cx_total.inc();
+            site.listener.downstream_cx_active.inc();
+        }
+        if let Some(cells) = this.cells() {
+            cells.downstream_cx_total.inc();
+            cells.downstream_cx_active.inc();
+            if shared.h2 {
+                cells.downstream_cx_http2_total.inc();
+                cells.downstream_cx_http2_active.inc();
+            } else {
+                cells.downstream_cx_http1_total.inc();
+                cells.downstream_cx_http1_active.inc();
+            }
+            if shared.downstream.facts.tls {
+                cells.downstream_cx_ssl_total.inc();
+                cells.downstream_cx_ssl_active.inc();
+            }
+        }
+        this
+    }
+
+    fn cells(&self) -> Option<&HttpCells> {
+        self.shared.site.as_ref()?.http.as_deref().map(|cells| &**cells)
+    }
+
+    /// The connection ended, with an error where the client broke the protocol or went away.
+    fn end(self, error: Option<&hyper::Error>) {
+        let Some(error) = error else { return };
+        if (error.is_parse() || error.is_parse_too_large())
+            && let Some(cells) = self.cells()
+        {
+            cells.downstream_cx_protocol_error.inc();
+        }
+        let remote = self.shared.downstream.facts.remote;
+        tracing::debug!(%remote, %error, "HTTP connection ended by an error");
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        if let Some(site) = &self.shared.site {
+            site.listener.downstream_cx_active.dec();
+            site.listener.downstream_cx_destroy.inc();
+        }
+        if let Some(cells) = self.cells() {
+            cells.downstream_cx_active.dec();
+            cells.downstream_cx_destroy.inc();
+            if self.shared.h2 {
+                cells.downstream_cx_http2_active.dec();
+            } else {
+                cells.downstream_cx_http1_active.dec();
+            }
+            if self.shared.downstream.facts.tls {
+                cells.downstream_cx_ssl_active.dec();
+            }
+        }
+    }
 }
 
 async fn answer(shared: Rc<HttpConnection>, request: Request<Incoming>) -> Result<Response<DownBody>, Infallible> {
