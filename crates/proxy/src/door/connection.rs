@@ -257,7 +257,13 @@ fn no_chain(worker: &Worker, listener: &Arc<Listener>, facts: ConnectionFacts) {
     worker.tally.no_chain(&record);
 }
 
-fn tls_failed(worker: &Worker, listener: &Listener, chain: &FilterChain, facts: &ConnectionFacts, failure: &TlsFailure) {
+fn tls_failed(
+    worker: &Worker,
+    listener: &Listener,
+    chain: &FilterChain,
+    facts: &ConnectionFacts,
+    failure: &TlsFailure,
+) {
     let cause = match failure {
         TlsFailure::Timeout => "timeout",
         TlsFailure::Handshake(error) => identity::tls::Cause::of_io(error).as_str(),
