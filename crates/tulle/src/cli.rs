@@ -40,6 +40,7 @@ enum Verb {
     Completion(verbs::completion::Args),
     Demo(verbs::demo::Args),
     Translate(verbs::translate::Args),
+    Enter(verbs::enter::Args),
 }
 
 /// Parses the command line, runs the verb and tells how it ended.
@@ -59,6 +60,7 @@ pub(crate) fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
         Verb::Completion(args) => verbs::completion::run(args, &global),
         Verb::Demo(args) => verbs::demo::run(args, &global),
         Verb::Translate(args) => verbs::translate::run(args, &global),
+        Verb::Enter(args) => verbs::enter::run(args, &global),
     }
 }
 
