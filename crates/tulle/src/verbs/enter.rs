@@ -12,8 +12,11 @@ use crate::output::{self, Exit};
 
 /// Enter namespaces, then become another program (used by run and demo)
 #[derive(Debug, clap::Args)]
-#[command(hide = true, after_help = "Examples:\n  tulle enter --new-user --new-network -- ip link\n  \
-                                     tulle enter --network ns/web -- curl http://catalog:8080")]
+#[command(
+    hide = true,
+    after_help = "Examples:\n  tulle enter --new-user --new-network -- ip link\n  \
+                                     tulle enter --network ns/web -- curl http://catalog:8080"
+)]
 pub(crate) struct Args {
     /// Make a user namespace in which you are root
     #[arg(long)]
