@@ -227,5 +227,5 @@ fn secret_named(name: &str, material: &Material) -> Option<Any> {
         _ => return None,
     };
     let secret = Secret { name: name.to_owned(), r#type: Some(kind) };
-    Some(Any { type_url: SECRET_TYPE.to_owned(), value: secret.encode_to_vec().into() })
+    Some(Any { type_url: SECRET_TYPE.to_owned(), value: secret.encode_to_vec() })
 }

@@ -46,7 +46,7 @@ impl Material {
         tls::verify_leaf(&bundle, credentials.chain(), now)
             .map_err(|refusal| AgentError::Certificate(refusal.to_string()))?;
         let version = hex(&sha256(chain_pem.as_bytes())).chars().take(16).collect();
-        let since = since.unwrap_or(credentials.facts().not_before);
+        let since = since.unwrap_or_else(|| credentials.facts().not_before);
         Ok(Self { identity, chain_pem, key_pem, root_pem, credentials, bundle, since, version })
     }
 

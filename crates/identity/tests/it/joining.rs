@@ -37,8 +37,9 @@ async fn call(
 ) -> Result<Vec<String>, tonic::Status> {
     let line = reach::connect(server, tls).await.unwrap();
     let mut line = Some(TokioIo::new(line));
-    let connector =
-        tower::service_fn(move |_: http::Uri| std::future::ready(line.take().ok_or(std::io::Error::other("once"))));
+    let connector = tower::service_fn(move |_: http::Uri| {
+        std::future::ready(line.take().ok_or_else(|| std::io::Error::other("once")))
+    });
     let channel = tonic::transport::Endpoint::from_static("https://control.tulle")
         .connect_with_connector(connector)
         .await
@@ -302,8 +303,9 @@ async fn a_flood_is_limited() {
     let key = KeyPair::generate().unwrap();
     let line = reach::connect(&world.tcp, anonymous(&world)).await.unwrap();
     let mut line = Some(TokioIo::new(line));
-    let connector =
-        tower::service_fn(move |_: http::Uri| std::future::ready(line.take().ok_or(std::io::Error::other("once"))));
+    let connector = tower::service_fn(move |_: http::Uri| {
+        std::future::ready(line.take().ok_or_else(|| std::io::Error::other("once")))
+    });
     let endpoint = tonic::transport::Endpoint::from_static("https://control.tulle");
     let channel = endpoint.connect_with_connector(connector).await.unwrap();
     let mut client = IstioCertificateServiceClient::new(channel);

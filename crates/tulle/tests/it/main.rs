@@ -1,0 +1,3 @@
+//! One integration-test program: the verbs as people run them, with their whole output.
+
+mod joining;
