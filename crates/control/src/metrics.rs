@@ -1,0 +1,164 @@
+//! The control plane's own metrics: Istio's names where dashboards read them, `tulle_*` for the rest.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use identity::audit::Audit;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByType {
+    r#type: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByVersion {
+    version: String,
+}
+
+type Histograms = Family<ByType, Histogram, fn() -> Histogram>;
+
+/// All of them.
+pub(crate) struct Metrics {
+    registry: Registry,
+    audit: Arc<Audit>,
+    connected: Family<ByVersion, Gauge>,
+    pushes: Family<ByType, Counter>,
+    push_time: Histograms,
+    rejects: Family<ByType, Counter>,
+    convergence: Histogram,
+    triggers: Family<ByType, Counter>,
+    size: Histograms,
+    services: Gauge,
+    revision: Gauge,
+    workloads: Gauge,
+    findings: Family<ByType, Gauge>,
+    refused_streams: Counter,
+}
+
+fn seconds() -> Histogram {
+    Histogram::new([0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 5.0, 10.0, 20.0, 30.0])
+}
+
+fn bytes() -> Histogram {
+    Histogram::new([1.0, 1e4, 1e6, 4e6, 1e7, 4e7])
+}
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Metrics")
+    }
+}
+
+impl Metrics {
+    pub(crate) fn new(audit: Arc<Audit>) -> Self {
+        let mut metrics = Self {
+            registry: Registry::default(),
+            audit,
+            connected: Family::default(),
+            pushes: Family::default(),
+            push_time: Family::new_with_constructor(seconds as fn() -> Histogram),
+            rejects: Family::default(),
+            convergence: seconds(),
+            triggers: Family::default(),
+            size: Family::new_with_constructor(bytes as fn() -> Histogram),
+            services: Gauge::default(),
+            revision: Gauge::default(),
+            workloads: Gauge::default(),
+            findings: Family::default(),
+            refused_streams: Counter::default(),
+        };
+        metrics.register();
+        metrics
+    }
+
+    fn register(&mut self) {
+        let it = &mut self.registry;
+        it.register("pilot_xds", "Streams connected now", self.connected.clone());
+        it.register("pilot_xds_pushes", "Responses sent, by type", self.pushes.clone());
+        it.register("pilot_xds_push_time", "Seconds to compute and publish a change", self.push_time.clone());
+        it.register("pilot_total_xds_rejects", "Responses that a proxy refused, by type", self.rejects.clone());
+        let help = "Seconds from a change to its last acknowledgement by a proxy";
+        it.register("pilot_proxy_convergence_time", help, self.convergence.clone());
+        it.register("pilot_push_triggers", "Changes taken in, by kind of input", self.triggers.clone());
+        it.register("pilot_xds_config_size_bytes", "Size of responses in bytes, by type", self.size.clone());
+        it.register("pilot_services", "Services known", self.services.clone());
+        it.register("tulle_config_revision", "Revision of the configuration", self.revision.clone());
+        it.register("tulle_workloads", "Workloads declared", self.workloads.clone());
+        it.register("tulle_findings", "Findings in the configuration, by severity", self.findings.clone());
+        it.register("tulle_xds_streams_refused", "Streams refused for their identity", self.refused_streams.clone());
+    }
+
+    pub(crate) fn stream(&self, by: i64) {
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        self.connected.get_or_create(&ByVersion { version }).inc_by(by);
+    }
+
+    pub(crate) fn refused_stream(&self) {
+        self.refused_streams.inc();
+    }
+
+    pub(crate) fn sent(&self, type_url: &str, size: usize) {
+        let by = short(type_url);
+        self.pushes.get_or_create(&by).inc();
+        self.size.get_or_create(&by).observe(size as f64);
+    }
+
+    pub(crate) fn rejected(&self, type_url: &str) {
+        self.rejects.get_or_create(&short(type_url)).inc();
+    }
+
+    pub(crate) fn converged(&self, took: Duration) {
+        self.convergence.observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn pushed(&self, input: &str, took: Duration) {
+        self.triggers.get_or_create(&ByType { r#type: input.to_owned() }).inc();
+        self.push_time.get_or_create(&ByType { r#type: "all".to_owned() }).observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn world(&self, revision: u64, services: usize, workloads: usize, errors: usize, warnings: usize) {
+        let number = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
+        self.revision.set(i64::try_from(revision).unwrap_or(i64::MAX));
+        self.services.set(number(services));
+        self.workloads.set(number(workloads));
+        for (severity, count) in [("error", errors), ("warning", warnings)] {
+            self.findings.get_or_create(&ByType { r#type: severity.to_owned() }).set(number(count));
+        }
+    }
+
+    /// The page that Prometheus reads (OpenMetrics text).
+    pub(crate) fn page(&self) -> String {
+        let mut page = String::new();
+        // Writing to a String cannot fail.
+        let _ = prometheus_client::encoding::text::encode(&mut page, &self.registry);
+        if let Some(end) = page.rfind("# EOF") {
+            page.truncate(end);
+        }
+        page.push_str("# HELP tulle_audit Audited events, by kind.\n# TYPE tulle_audit counter\n");
+        for (event, count) in self.audit.counts() {
+            page.push_str(&format!("tulle_audit_total{{event=\"{event}\"}} {count}\n"));
+        }
+        page.push_str("# EOF\n");
+        page
+    }
+}
+
+/// Istio's short names of the types.
+fn short(type_url: &str) -> ByType {
+    use proto::type_url::{CLUSTER, ENDPOINTS, LISTENER, ROUTE, SECRET};
+    let name = match type_url {
+        CLUSTER => "cds",
+        ENDPOINTS => "eds",
+        LISTENER => "lds",
+        ROUTE => "rds",
+        SECRET => "sds",
+        _ => "other",
+    };
+    ByType { r#type: name.to_owned() }
+}
