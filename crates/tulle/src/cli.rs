@@ -34,13 +34,15 @@ pub(crate) struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    Agent(verbs::agent::Args),
-    Token(verbs::token::Args),
+    Control(verbs::control::Args),
+    Apply(verbs::apply::Args),
+    Get(verbs::get::Args),
+    Delete(verbs::delete::Args),
+    Proxy(verbs::proxy::Args),
     Version(verbs::version::Args),
     Completion(verbs::completion::Args),
     Demo(verbs::demo::Args),
     Translate(verbs::translate::Args),
-    Enter(verbs::enter::Args),
 }
 
 /// Parses the command line, runs the verb and tells how it ended.
@@ -54,13 +56,15 @@ pub(crate) fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
     };
     let global = cli.global;
     match cli.verb {
-        Verb::Agent(args) => verbs::agent::run(args, &global),
-        Verb::Token(args) => verbs::token::run(args, &global),
+        Verb::Control(args) => verbs::control::run(args, &global),
+        Verb::Apply(args) => verbs::apply::run(args, &global),
+        Verb::Get(args) => verbs::get::run(args, &global),
+        Verb::Delete(args) => verbs::delete::run(args, &global),
+        Verb::Proxy(args) => verbs::proxy::run(args, &global),
         Verb::Version(args) => verbs::version::run(args, &global),
         Verb::Completion(args) => verbs::completion::run(args, &global),
         Verb::Demo(args) => verbs::demo::run(args, &global),
         Verb::Translate(args) => verbs::translate::run(args, &global),
-        Verb::Enter(args) => verbs::enter::run(args, &global),
     }
 }
 
