@@ -201,7 +201,8 @@ impl Client {
         let asking = async {
             match &self.address {
                 ApiAddress::Unix(path) => {
-                    let stream = tokio::net::UnixStream::connect(path).await.map_err(|error| self.unreachable(&error))?;
+                    let stream =
+                        tokio::net::UnixStream::connect(path).await.map_err(|error| self.unreachable(&error))?;
                     self.exchange(stream, request).await
                 }
                 ApiAddress::Tcp { address, .. } => {

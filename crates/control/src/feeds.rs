@@ -135,7 +135,8 @@ fn proxyless(model: &Model, workload: &WorkloadKey) -> compile::Snapshot {
             hosts.push(service.name.clone());
         }
         hosts.dedup();
-        let targets = hosts.iter().flat_map(|host| service.ports.iter().map(move |port| format!("{host}:{}", port.number)));
+        let targets =
+            hosts.iter().flat_map(|host| service.ports.iter().map(move |port| format!("{host}:{}", port.number)));
         for found in targets.filter_map(|target| compile::proxyless(model.mesh(), workload, &target)) {
             let lists = [found.listeners, found.routes, found.clusters, found.endpoints];
             for (part, list) in parts.iter_mut().zip(lists) {

@@ -222,9 +222,10 @@ mod tests {
         let late = proxies.add(proxy("b", 1));
         proxies.add(proxy("elsewhere", 0));
         let waiting = proxies.clone();
-        let wait = tokio::spawn(async move {
-            waiting.wait(&all(&["a", "b"]), 2, Instant::now(), Duration::from_secs(5)).await
-        });
+        let wait =
+            tokio::spawn(
+                async move { waiting.wait(&all(&["a", "b"]), 2, Instant::now(), Duration::from_secs(5)).await },
+            );
         tokio::task::yield_now().await;
         proxies.update(late, |proxy| {
             proxy.settled = 2;

@@ -122,14 +122,9 @@ pub async fn start(
 ) -> Result<Running, Error> {
     let audit = Arc::new(Audit::default());
     let metrics = Arc::new(Metrics::new(audit.clone()));
-    let (world, feeds, proxies) = (Arc::new(World::default()), Arc::new(Feeds::default()), Arc::new(Proxies::default()));
-    let source = MeshSource {
-        world: world.clone(),
-        feeds,
-        proxies: proxies.clone(),
-        metrics,
-        audit: audit.clone(),
-    };
+    let (world, feeds, proxies) =
+        (Arc::new(World::default()), Arc::new(Feeds::default()), Arc::new(Proxies::default()));
+    let source = MeshSource { world: world.clone(), feeds, proxies: proxies.clone(), metrics, audit: audit.clone() };
     let source = Arc::new(source);
     let first = inputs.recv().await.ok_or(Error::NoInputs)?;
     take_in(&source, vec![first]).await;
@@ -183,7 +178,8 @@ impl Doors {
         tasks: &mut JoinSet<()>,
     ) -> Result<Self, Error> {
         let audit = source.audit.clone();
-        let authority = Authority::load_or_create(&settings.ca_dir, trust_domain, settings.cert_ttl, SystemTime::now())?;
+        let authority =
+            Authority::load_or_create(&settings.ca_dir, trust_domain, settings.cert_ttl, SystemTime::now())?;
         let authority = Arc::new(authority);
         let mut names: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into();
         names.extend(settings.names.iter().cloned());

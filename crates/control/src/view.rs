@@ -129,13 +129,18 @@ fn with_status(object: &Object) -> serde_json::Value {
             let place = format!("{} ({}): {}", object.origin, finding.code, finding.message);
             json!({"type": "Accepted", "status": "False", "reason": "Invalid", "message": place})
         }
-        None => json!({"type": "Accepted", "status": "False", "reason": "NotUsed", "message": "it declares nothing that the mesh uses"}),
+        None => {
+            json!({"type": "Accepted", "status": "False", "reason": "NotUsed", "message": "it declares nothing that the mesh uses"})
+        }
     };
     let mut conditions = vec![accepted];
     if let Some(programmed) = &object.programmed {
         let all = programmed.missing.is_empty();
         let message = match programmed.missing.first() {
-            Some(first) => format!("{} of {} proxies; {}: {}", programmed.acknowledged, programmed.proxies, first.proxy, first.reason),
+            Some(first) => format!(
+                "{} of {} proxies; {}: {}",
+                programmed.acknowledged, programmed.proxies, first.proxy, first.reason
+            ),
             None => format!("{} of {} proxies", programmed.acknowledged, programmed.proxies),
         };
         let reason = if all { "Programmed" } else { "Pending" };

@@ -85,7 +85,8 @@ impl World {
     /// Takes changes in. Gives back what they did; the caller publishes and then calls [`Self::in_force`].
     pub fn apply(&self, batches: &[Batch]) -> Applied {
         let at = Instant::now();
-        let parsed: Vec<_> = batches.iter().flat_map(|batch| &batch.changes).map(|change| (change, parse(change))).collect();
+        let parsed: Vec<_> =
+            batches.iter().flat_map(|batch| &batch.changes).map(|change| (change, parse(change))).collect();
         let mut model = self.model.write();
         let mut touched = BTreeSet::new();
         for (change, unit) in parsed {

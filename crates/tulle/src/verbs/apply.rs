@@ -14,7 +14,9 @@ use crate::output::{self, Exit, fail};
 
 /// Declare objects in the control plane's store
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  tulle apply -f catalog.yaml --wait\n  cat catalog.yaml | tulle apply -f - --dry-run")]
+#[command(
+    after_help = "Examples:\n  tulle apply -f catalog.yaml --wait\n  cat catalog.yaml | tulle apply -f - --dry-run"
+)]
 pub(crate) struct Args {
     /// File or directory of YAML, or - for standard input; may be repeated
     #[arg(short, long = "filename", value_name = "FILE", required = true)]
@@ -81,7 +83,8 @@ pub(super) fn read_all(files: &[PathBuf]) -> Result<Vec<(String, String)>, Exit>
             continue;
         }
         let found = universal::directory::read(std::slice::from_ref(path));
-        let found = found.map_err(|error| fail(Exit::Invalid, format!("cannot read {}: {error}", path.display()), None))?;
+        let found =
+            found.map_err(|error| fail(Exit::Invalid, format!("cannot read {}: {error}", path.display()), None))?;
         texts.extend(found.into_iter().filter_map(|change| Some((change.file.to_string(), change.text?.to_string()))));
     }
     Ok(texts)

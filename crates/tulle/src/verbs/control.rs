@@ -16,7 +16,9 @@ use crate::output::{self, Exit, fail};
 
 /// Run the control plane: declarations in, configuration and certificates for proxies out
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  tulle control --config shop/\n  tulle control --store redb:/var/lib/tulle/mesh.redb --run-dir /run/tulle")]
+#[command(
+    after_help = "Examples:\n  tulle control --config shop/\n  tulle control --store redb:/var/lib/tulle/mesh.redb --run-dir /run/tulle"
+)]
 pub(crate) struct Args {
     /// File or directory of YAML to read and watch; may be repeated
     #[arg(long, value_name = "PATH")]
@@ -86,7 +88,11 @@ pub(crate) fn run(args: Args, global: &Global) -> Exit {
     }
     if let Some(address) = args.insecure_xds.filter(|address| !address.ip().is_loopback()) {
         let next = "use a loopback address; other machines connect over TLS (--xds)";
-        return fail(Exit::Usage, format!("--insecure-xds {address} would show the configuration to the network"), Some(next));
+        return fail(
+            Exit::Usage,
+            format!("--insecure-xds {address} would show the configuration to the network"),
+            Some(next),
+        );
     }
     let levels = if global.verbose > 0 { "debug" } else { args.log.as_str() };
     if let Err(error) = logging::init(levels, args.log_format) {
@@ -135,7 +141,12 @@ async fn serve(args: Args, global: &Global) -> Exit {
 /// One line for each door, on standard output when it is ready.
 fn banner(running: &Running) -> String {
     let mut text = format!("ready: trust domain {}, {}", running.trust_domain, running.socket.display());
-    let doors = [("xds", running.xds), ("insecure xds", running.insecure_xds), ("api", running.api), ("metrics", running.metrics)];
+    let doors = [
+        ("xds", running.xds),
+        ("insecure xds", running.insecure_xds),
+        ("api", running.api),
+        ("metrics", running.metrics),
+    ];
     for (name, address) in doors {
         if let Some(address) = address {
             text.push_str(&format!(", {name} {address}"));

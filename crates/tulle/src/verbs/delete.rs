@@ -12,7 +12,9 @@ use crate::output::{self, Exit, fail};
 
 /// Remove objects from the control plane's store
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  tulle delete virtualservice catalog -n shop\n  tulle delete -f catalog.yaml --wait")]
+#[command(
+    after_help = "Examples:\n  tulle delete virtualservice catalog -n shop\n  tulle delete -f catalog.yaml --wait"
+)]
 pub(crate) struct Args {
     /// Kind, also plural or short: virtualservices, vs
     #[arg(required_unless_present = "files", requires = "names")]
@@ -51,12 +53,7 @@ fn delete(args: &Args) -> Result<Exit, Exit> {
 }
 
 fn object(kind: &str, namespace: &str, name: &str) -> ObjectName {
-    ObjectName {
-        kind: kind.to_owned(),
-        namespace: namespace.to_owned(),
-        name: name.to_owned(),
-        resource_version: None,
-    }
+    ObjectName { kind: kind.to_owned(), namespace: namespace.to_owned(), name: name.to_owned(), resource_version: None }
 }
 
 /// The objects that files declare.

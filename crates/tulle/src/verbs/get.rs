@@ -78,7 +78,9 @@ fn render(objects: &[Object], format: Format, no_headers: bool, single: bool) ->
             };
             structured(&value, format)
         }
-        Format::Name => objects.iter().map(|object| format!("{}/{}\n", object.kind.to_lowercase(), object.name)).collect(),
+        Format::Name => {
+            objects.iter().map(|object| format!("{}/{}\n", object.kind.to_lowercase(), object.name)).collect()
+        }
         Format::Table | Format::Wide => {
             let wide = format == Format::Wide;
             let mut headings = vec!["NAMESPACE", "KIND", "NAME", "STATUS", "PROXIES", "ORIGIN"];

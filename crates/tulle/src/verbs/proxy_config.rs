@@ -11,7 +11,9 @@ use crate::output::{self, Exit, fail};
 
 /// Show what a proxy runs now, read from the proxy itself
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  tulle proxy config web-1.shop clusters\n  tulle proxy config web-1.shop -o json | jq .configs")]
+#[command(
+    after_help = "Examples:\n  tulle proxy config web-1.shop clusters\n  tulle proxy config web-1.shop -o json | jq .configs"
+)]
 pub(crate) struct Args {
     /// NAME.NAMESPACE
     workload: String,
@@ -55,8 +57,9 @@ fn show(args: &Args) -> Result<Exit, Exit> {
         let text = block_on(admin::get(&admin, path))?.map_err(|why| {
             fail(Exit::Unreachable, format!("cannot read {path} of the proxy at {admin}: {why}"), None)
         })?;
-        serde_json::from_str(&text)
-            .map_err(|error| fail(Exit::Unreachable, format!("{path} of the proxy at {admin} is no JSON: {error}"), None))
+        serde_json::from_str(&text).map_err(|error| {
+            fail(Exit::Unreachable, format!("{path} of the proxy at {admin} is no JSON: {error}"), None)
+        })
     };
     let dump = match args.part {
         Some(Part::Endpoints) => read("/clusters?format=json")?,
@@ -203,8 +206,7 @@ fn routes(dump: &Value) -> Vec<Vec<String>> {
             let domains = host.get("domains").and_then(Value::as_array).cloned().unwrap_or_default();
             let shown: Vec<String> = domains.iter().take(3).map(|domain| text(domain, "")).collect();
             let more = domains.len().saturating_sub(shown.len());
-            let domains =
-                if more > 0 { format!("{} +{more}", shown.join(",")) } else { shown.join(",") };
+            let domains = if more > 0 { format!("{} +{more}", shown.join(",")) } else { shown.join(",") };
             let name = dash(text(&config, "/name"));
             rows.push(vec![name, text(&host, "/name"), dash(domains), length(&host, "/routes").to_string()]);
         }

@@ -69,8 +69,7 @@ fn row(proxy: &Proxy, wide: bool) -> Vec<String> {
         0 => format!("v{} of v{}", proxy.acknowledged, proxy.wanted),
         count => format!("v{} ✗ {count} refused", proxy.acknowledged),
     };
-    let mut row =
-        vec![proxy.workload.clone(), config, dash(&proxy.agent), proxy.protocol.clone(), dash(&proxy.peer)];
+    let mut row = vec![proxy.workload.clone(), config, dash(&proxy.agent), proxy.protocol.clone(), dash(&proxy.peer)];
     if wide {
         let refused = proxy.refused.iter().map(|one| format!("{}: {}", one.name, one.message));
         let admin = proxy.admin.clone().unwrap_or_default();
