@@ -39,6 +39,12 @@ impl Incremental {
         Self::default()
     }
 
+    /// A mesh of many objects at once, with everything that does not fit together.
+    pub fn load(entries: &[Entry]) -> (Self, Vec<Diagnostic>) {
+        let (mesh, diagnostics) = Mesh::compile(entries);
+        (Self { mesh }, diagnostics)
+    }
+
     /// The mesh as it is now.
     pub fn mesh(&self) -> &Mesh {
         &self.mesh

@@ -443,7 +443,7 @@ fn mesh_config(fixture: &Fixture, config: &Config) -> Value {
     if let (Some(spec), Some(Value::Object(more))) = (spec.as_object_mut(), &config.mesh) {
         spec.extend(more.clone());
     }
-    let mut document = json!({"kind": "MeshConfig"});
+    let mut document = json!({"apiVersion": "mesh.istio.io/v1alpha1", "kind": "MeshConfig"});
     if let (Some(document), Some(spec)) = (document.as_object_mut(), spec.as_object()) {
         document.extend(spec.clone());
     }

@@ -3,6 +3,8 @@
 //! gRPC's client knows a part of xDS: an API listener, routes, EDS clusters balanced in turn. Transport security
 //! is the program's own (its channel credentials), so clusters carry none.
 
+use model::Service;
+use model::service::Protocol;
 use proto::envoy::config::cluster::v3::{Cluster, cluster::LbPolicy};
 use proto::envoy::config::listener::v3::{ApiListener, Listener};
 use proto::envoy::config::route::v3::{RouteConfiguration, VirtualHost};
@@ -15,55 +17,20 @@ use super::{EncodeOptions, Encoder, Snapshot, filters, resources, wire};
 use crate::host;
 use crate::mesh::{Mesh, WorkloadKey};
 
-/// The resources for one name that a proxyless workload dials: `HOST:PORT`, the host full or short. `None` when
-/// the workload does not see such a service and port. The listener has the name as it was given.
-pub fn proxyless(mesh: &Mesh, key: &WorkloadKey, target: &str) -> Option<Snapshot> {
-    let workload = mesh.workload(key)?;
-    let (written, port) = target.rsplit_once(':')?;
-    let port: u16 = port.parse().ok()?;
+/// Everything that a proxyless workload may dial: a listener `HOST:PORT` for each HTTP port of each service it sees,
+/// under the full and the short names, and what belongs to it. Empty for a workload that is not declared.
+pub fn proxyless(mesh: &Mesh, key: &WorkloadKey) -> Snapshot {
+    let Some(workload) = mesh.workload(key) else { return Snapshot::default() };
     let options = EncodeOptions::default();
     let mut encoder = Encoder::new(mesh, workload, &options);
-    let hostname = dialled(mesh, written, &workload.namespace)?;
-    let service =
-        encoder.service(&hostname).filter(|service| service.ports.iter().any(|known| known.number == port))?;
-    let routes = match mesh.table(encoder.caller(), &hostname) {
-        Some(table) => {
-            let rules = mesh.http_rules(table, encoder.caller(), port);
-            if rules.is_empty() { vec![encoder.default_route(service, port)] } else { encoder.routes(&rules, port) }
+    for service in mesh.visible_services(&workload.namespace) {
+        for port in &service.ports {
+            if port.protocol.is_http() || port.protocol == Protocol::Auto {
+                encoder.dialled(service, port.number);
+            }
         }
-        None => match mesh.split(&hostname) {
-            Some(split) => vec![encoder.split_route(split, port)],
-            None => vec![encoder.default_route(service, port)],
-        },
-    };
-    let name = format!("outbound|{port}||{hostname}");
-    let configuration = RouteConfiguration {
-        name: name.clone(),
-        virtual_hosts: vec![VirtualHost {
-            name: format!("{hostname}:{port}"),
-            domains: vec!["*".to_owned()],
-            routes,
-            ..VirtualHost::default()
-        }],
-        ..RouteConfiguration::default()
-    };
-    encoder.routes.insert(name.clone(), configuration);
-    encoder.listeners.insert(target.to_owned(), api_listener(target, &name));
-    Some(encoder.finish_proxyless())
-}
-
-/// The full host of a name as gRPC programs write it: short, with the namespace, or full.
-fn dialled(mesh: &Mesh, written: &str, namespace: &str) -> Option<String> {
-    let full = mesh.resolve_host(written, namespace);
-    if mesh.service(&full, namespace).is_some() {
-        return Some(full);
     }
-    let domain = &mesh.config().cluster_domain;
-    let known = mesh.visible_services(namespace).find(|service| {
-        let names = host::aliases(&service.hostname, &service.name, &service.namespace, domain, namespace);
-        names.contains(&full)
-    });
-    known.map(|service| service.hostname.clone())
+    encoder.finish_proxyless()
 }
 
 fn api_listener(name: &str, routes: &str) -> Listener {
@@ -84,6 +51,30 @@ fn api_listener(name: &str, routes: &str) -> Listener {
 }
 
 impl Encoder<'_> {
+    fn dialled(&mut self, service: &Service, port: u16) {
+        let hostname = service.hostname.as_str();
+        let Some((routes, _)) = self.host_routes(hostname, Some(service), port) else { return };
+        let name = format!("outbound|{port}||{hostname}");
+        let configuration = RouteConfiguration {
+            name: name.clone(),
+            virtual_hosts: vec![VirtualHost {
+                name: format!("{hostname}:{port}"),
+                domains: vec!["*".to_owned()],
+                routes,
+                ..VirtualHost::default()
+            }],
+            ..RouteConfiguration::default()
+        };
+        self.routes.insert(name.clone(), configuration);
+        let domain = &self.mesh.config().cluster_domain;
+        let caller = &self.workload.namespace;
+        let short = host::aliases(hostname, &service.name, &service.namespace, domain, caller);
+        for dialled in std::iter::once(hostname.to_owned()).chain(short) {
+            let listener = api_listener(&format!("{dialled}:{port}"), &name);
+            self.listeners.insert(listener.name.clone(), listener);
+        }
+    }
+
     fn finish_proxyless(mut self) -> Snapshot {
         let mut endpoints = std::collections::BTreeMap::new();
         for target in std::mem::take(&mut self.wanted) {

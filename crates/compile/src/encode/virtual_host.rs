@@ -98,7 +98,8 @@ impl<'a> Encoder<'a> {
         })
     }
 
-    fn host_routes(
+    /// A host's routes and whose they are: its table's, its split's, or the plain way to the service.
+    pub(super) fn host_routes(
         &mut self,
         hostname: &str,
         service: Option<&Service>,
