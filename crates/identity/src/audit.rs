@@ -1,7 +1,13 @@
 //! What the authority did and refused: one log record (target `audit`) and one count each.
 
 use std::fmt;
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use crate::private::{self, PrivateError};
 
 /// A kind of audited event; its name is the label of the count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -59,15 +65,33 @@ impl Event {
 #[derive(Debug, Default)]
 pub struct Audit {
     counts: [AtomicU64; Event::ALL.len()],
+    file: Option<File>,
 }
 
 impl Audit {
+    /// An audit that also appends each record to a file of mode 0600, a JSON object per line: for short-lived programs
+    /// whose log nobody keeps.
+    ///
+    /// # Errors
+    /// The file cannot be opened, or its directory cannot be made or is not private.
+    pub fn appending_to(path: &Path) -> Result<Self, PrivateError> {
+        Ok(Self { file: Some(private::append(path)?), ..Self::default() })
+    }
+
     /// Counts an event and writes its record: who it was about and the details.
     pub fn note(&self, event: Event, subject: &dyn fmt::Display, detail: &dyn fmt::Display) {
         if let Some(count) = self.counts.get(event as usize) {
             count.fetch_add(1, Ordering::Relaxed);
         }
         let name = event.as_str();
+        if let Some(mut file) = self.file.as_ref() {
+            let time = crate::tls::when(SystemTime::now());
+            let (subject, detail) = (subject.to_string(), detail.to_string());
+            let line = serde_json::json!({ "time": time, "event": name, "subject": subject, "detail": detail });
+            if let Err(error) = file.write_all(format!("{line}\n").as_bytes()) {
+                tracing::error!(%error, "writing the audit file");
+            }
+        }
         match event {
             Event::CertificateIssued | Event::TokenCreated | Event::TokenRedeemed | Event::TokenRevoked => {
                 tracing::info!(target: "audit", event = name, subject = %subject, detail = %detail);

@@ -103,6 +103,14 @@ pub(crate) fn create(path: &Path, bytes: &[u8]) -> Result<(), PrivateError> {
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(io_error("write", path))
 }
 
+/// Opens a file of mode 0600 for appending, and makes it and its directory if need be.
+pub(crate) fn append(path: &Path) -> Result<File, PrivateError> {
+    if let Some(parent) = path.parent() {
+        directory(parent)?;
+    }
+    OpenOptions::new().append(true).create(true).mode(0o600).open(path).map_err(io_error("open", path))
+}
+
 /// Puts a file of mode 0600 in place of an older one, in one step: readers see the old or the new, never a part.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), PrivateError> {
     let draft = draft_of(path);

@@ -1,3 +1,14 @@
 //! Redirection and namespaces: the only privileged code.
+//!
+//! [`enter`] puts a process into namespaces before it becomes another program, [`segment`] builds a bridge with a
+//! network namespace for each workload, [`redirect`] sends a workload's traffic through its proxy, [`dns`] answers for
+//! the mesh's names, and [`probe`] tells what of all this the machine allows.
+//!
+//! Architecture invariant: knows addresses, ports and processes; nothing of services, policies or xDS.
 
+pub mod dns;
+pub mod enter;
 pub mod inherited;
+pub mod probe;
+pub mod redirect;
+pub mod segment;

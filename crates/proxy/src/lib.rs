@@ -1,6 +1,19 @@
 //! The data plane: an Envoy-compatible proxy made of plain async functions, one worker per core.
 //!
-//! Read it in the order of a request: [`door`] (accept, detect), [`tls`], [`http`] (the exchange), [`upstream`]
-//! (pick, reach), [`report`].
+//! Read it in the order of a request: `door` (accept, detect), `tls`, `http` (the exchange), `upstream`
+//! (pick, reach), `report`.
 
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::string_slice)
+)]
+
+pub mod door;
+pub mod http;
+pub mod net;
 pub mod report;
+pub mod shared;
+pub mod tcp;
+pub mod tls;
+pub mod upstream;
+pub mod worker;

@@ -43,6 +43,9 @@ enum Verb {
     Completion(verbs::completion::Args),
     Demo(verbs::demo::Args),
     Translate(verbs::translate::Args),
+    Enter(verbs::enter::Args),
+    Token(verbs::token::Args),
+    Agent(verbs::agent::Args),
 }
 
 /// Parses the command line, runs the verb and tells how it ended.
@@ -65,6 +68,9 @@ pub(crate) fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
         Verb::Completion(args) => verbs::completion::run(args, &global),
         Verb::Demo(args) => verbs::demo::run(args, &global),
         Verb::Translate(args) => verbs::translate::run(args, &global),
+        Verb::Enter(args) => verbs::enter::run(args, &global),
+        Verb::Token(args) => verbs::token::run(args, &global),
+        Verb::Agent(args) => verbs::agent::run(args, &global),
     }
 }
 

@@ -89,6 +89,13 @@ pub enum AgentError {
     Crypto(#[from] rcgen::Error),
 }
 
+impl AgentError {
+    /// Whether trying again with the same proof is pointless.
+    fn is_forbidden(&self) -> bool {
+        matches!(self, Self::Refused(_) | Self::NoProof(_) | Self::Token(_))
+    }
+}
+
 /// What the agent has and what is wrong, if anything.
 #[derive(Debug, Clone, Default)]
 pub struct Status {
@@ -96,6 +103,8 @@ pub struct Status {
     pub material: Option<Arc<Material>>,
     /// Why the last attempt failed; `None` after a success.
     pub problem: Option<String>,
+    /// Whether the last attempt failed for want of permission (refused, no usable token) rather than of reach.
+    pub forbidden: bool,
     /// How many certificates were received since the start.
     pub received: u64,
     /// How many attempts failed since the start.

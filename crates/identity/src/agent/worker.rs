@@ -211,6 +211,7 @@ impl Worker {
         self.status.send_modify(|status| {
             status.material = Some(Arc::new(material));
             status.problem = None;
+            status.forbidden = false;
             status.received += 1;
         });
     }
@@ -227,6 +228,7 @@ impl Worker {
         }
         self.status.send_modify(|status| {
             status.problem = Some(error.to_string());
+            status.forbidden = error.is_forbidden();
             status.failed += 1;
         });
     }

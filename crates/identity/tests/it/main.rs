@@ -1,5 +1,7 @@
 //! One integration-test program for the crate: real handshakes, real sockets, real files, real Envoy.
 
+mod envoy;
+mod garbage;
 mod handshake;
 mod joining;
 mod pki;

@@ -1,6 +1,7 @@
 //! One file for each verb.
 
 pub(crate) mod admin;
+pub(crate) mod agent;
 pub(crate) mod apply;
 pub(crate) mod completion;
 pub(crate) mod connection;
@@ -8,10 +9,12 @@ pub(crate) mod control;
 pub(crate) mod delete;
 pub(crate) mod demo;
 pub(crate) mod duration;
+pub(crate) mod enter;
 pub(crate) mod get;
 pub(crate) mod proxy;
 pub(crate) mod proxy_config;
 pub(crate) mod proxy_ls;
 pub(crate) mod table;
+pub(crate) mod token;
 pub(crate) mod translate;
 pub(crate) mod version;

@@ -1,0 +1,65 @@
+//! Accepting connections, on the worker that will serve them or for all workers.
+
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::watch;
+
+use crate::net::listen::Bound;
+use crate::net::stream::Socket;
+use crate::worker::Worker;
+
+/// How long accepting pauses when the process has no descriptors left: what is open must end first.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
+
+/// Accepts until told to stop.
+pub async fn run(worker: Rc<Worker>, listener: Arc<str>, bound: Bound, spread: bool, mut stop: watch::Receiver<bool>) {
+    let open = match bound {
+        Bound::Tcp(tcp) => TcpListener::from_std(tcp).map(Open::Tcp),
+        Bound::Unix(unix) => UnixListener::from_std(unix).map(Open::Unix),
+    };
+    let open = match open {
+        Ok(open) => open,
+        Err(error) => return tracing::error!(%listener, %error, "cannot accept connections"),
+    };
+    loop {
+        let accepted = tokio::select! {
+            accepted = open.accept() => accepted,
+            _ = stop.wait_for(|stop| *stop) => return,
+        };
+        match accepted {
+            Ok(Socket::Tcp(stream)) if spread => worker.spread(&listener, stream),
+            Ok(socket) => worker.serve(&listener, socket),
+            Err(error) if is_exhaustion(&error) => {
+                tracing::warn!(%listener, %error, "cannot accept: out of resources");
+                tokio::time::sleep(EXHAUSTED_PAUSE).await;
+            }
+            Err(error) => tracing::debug!(%listener, %error, "a connection ended before it was accepted"),
+        }
+    }
+}
+
+enum Open {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Open {
+    async fn accept(&self) -> io::Result<Socket> {
+        match self {
+            Self::Tcp(tcp) => {
+                let (stream, _) = tcp.accept().await?;
+                stream.set_nodelay(true)?;
+                Ok(Socket::Tcp(stream))
+            }
+            Self::Unix(unix) => unix.accept().await.map(|(stream, _)| Socket::Unix(stream)),
+        }
+    }
+}
+
+fn is_exhaustion(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
+}

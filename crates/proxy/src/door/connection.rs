@@ -1,0 +1,287 @@
+//! One connection from accept to its end: detect, choose a filter chain, end TLS, then HTTP or raw bytes.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use engine::rbac::RbacReport;
+use engine::reply::Flags;
+use engine::{ConnectionFacts, FilterChain, Listener, NetworkFilter, Peer};
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_rustls::LazyConfigAcceptor;
+
+use super::detect::{self, Found};
+use crate::net::canonical;
+use crate::net::stream::{Raw, Socket, Stream};
+use crate::report::record::{Downstream, Kind, Record};
+use crate::tls::Problem;
+use crate::worker::Worker;
+use crate::{http, tcp};
+
+/// Longest TLS handshake where the chain sets no limit.
+const TLS_LIMIT: Duration = Duration::from_secs(10);
+
+/// A connection whose chain is chosen and whose TLS has ended: what the protocols above work with.
+pub struct Connection {
+    /// Where it came in.
+    pub listener: Arc<Listener>,
+    /// Its chain.
+    pub chain: Arc<FilterChain>,
+    /// What is known about it.
+    pub downstream: Arc<Downstream>,
+    /// Becomes true when the connection must come to its end.
+    pub drain: watch::Receiver<bool>,
+}
+
+/// Serves an accepted socket until it ends.
+pub async fn serve(worker: &Rc<Worker>, listener: Arc<Listener>, socket: Socket) {
+    let mut raw = Raw::new(socket);
+    let Ends { remote, local } = ends(raw.socket());
+    let mut found = Found::default();
+    let listener = match admit(worker, listener, &mut raw, &mut found).await {
+        Ok(listener) => listener,
+        Err((listener, refusal)) => {
+            return tracing::debug!(listener = %listener.name, %remote, %refusal, "connection closed before its chain was known");
+        }
+    };
+    let mut facts = first_facts(worker, &found, remote, local);
+    let Some(chain) = listener.chains.pick(&facts).cloned() else {
+        return no_chain(worker, &listener, facts);
+    };
+    let stream = match &chain.tls {
+        None => Stream::Plain(raw),
+        Some(context) => {
+            let limit = chain.tls_timeout.unwrap_or(TLS_LIMIT);
+            let accepting = accept_tls(worker, context, raw);
+            match timeout(limit, accepting).await.unwrap_or_else(|_| Err(TlsFailure::Timeout)) {
+                Ok(stream) => stream,
+                Err(failure) => return tls_failed(worker, &listener, &chain, &facts, &failure),
+            }
+        }
+    };
+    if let Err(refusal) = tls_facts(&stream, &mut facts) {
+        return tls_failed(worker, &listener, &chain, &facts, &TlsFailure::Peer(refusal));
+    }
+    let drain = worker.drain_of(&listener, &chain);
+    let downstream = Downstream { facts, listener: Arc::clone(&listener), chain: Some(Arc::clone(&chain)) };
+    hand_over(worker, Connection { listener, chain, downstream: Arc::new(downstream), drain }, stream).await;
+}
+
+/// Runs the filters of the listener that accepted, and of the one that the original destination means.
+async fn admit(
+    worker: &Worker,
+    listener: Arc<Listener>,
+    raw: &mut Raw,
+    found: &mut Found,
+) -> Result<Arc<Listener>, (Arc<Listener>, detect::Refusal)> {
+    if let Err(refusal) = detect::detect(raw, &listener, found).await {
+        return Err((listener, refusal));
+    }
+    let Some(original) = found.original.filter(|_| listener.use_original_dst) else { return Ok(listener) };
+    let plan = worker.shared.plan.load();
+    let meant = plan.listener_for(original).filter(|meant| meant.name != listener.name).cloned();
+    let Some(meant) = meant else { return Ok(listener) };
+    drop(plan);
+    match detect::detect(raw, &meant, found).await {
+        Ok(()) => Ok(meant),
+        Err(refusal) => Err((meant, refusal)),
+    }
+}
+
+struct Ends {
+    remote: SocketAddr,
+    local: SocketAddr,
+}
+
+/// Both ends of a socket; Unix sockets count as loopback without port.
+fn ends(socket: &Socket) -> Ends {
+    let nowhere = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+    match socket {
+        Socket::Tcp(tcp) => Ends {
+            remote: tcp.peer_addr().map_or(nowhere, canonical),
+            local: tcp.local_addr().map_or(nowhere, canonical),
+        },
+        Socket::Unix(_) => Ends { remote: nowhere, local: nowhere },
+    }
+}
+
+fn first_facts(worker: &Worker, found: &Found, remote: SocketAddr, local: SocketAddr) -> ConnectionFacts {
+    let local = found.original.unwrap_or(local);
+    ConnectionFacts {
+        direct_remote: remote,
+        remote: found.proxied.map_or(remote, |proxied| proxied.source),
+        local: found.proxied.map_or(local, |proxied| proxied.destination),
+        server_name: found.server_name.clone(),
+        tls: found.tls,
+        application_protocols: found.application_protocols.clone(),
+        negotiated_protocol: None,
+        peer: None,
+        tls_version: None,
+        tls_cipher: None,
+        id: worker.shared.connection_id(),
+    }
+}
+
+/// Why TLS with a client came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsFailure {
+    /// The handshake took too long.
+    #[error("TLS handshake timeout")]
+    Timeout,
+    /// The client broke it, or refused us.
+    #[error("TLS handshake: {0}")]
+    Handshake(#[from] io::Error),
+    /// There is no configuration (secrets missing or wrong).
+    #[error("no TLS configuration: {0}")]
+    Configuration(#[from] Problem),
+    /// The client's certificate is not acceptable.
+    #[error("client certificate: {0}")]
+    Peer(identity::tls::Refusal),
+    /// The chain insists on a server name and there is none.
+    #[error("no server name (SNI), which the filter chain requires")]
+    NoServerName,
+}
+
+async fn accept_tls(
+    worker: &Worker,
+    context: &Arc<engine::tls::DownstreamTls>,
+    raw: Raw,
+) -> Result<Stream, TlsFailure> {
+    let settings = worker.shared.tls.server(context)?;
+    let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), raw).await?;
+    let hello = start.client_hello();
+    if context.require_sni && hello.server_name().is_none() {
+        return Err(TlsFailure::NoServerName);
+    }
+    let shared = hello
+        .alpn()
+        .is_none_or(|mut offered| offered.any(|protocol| settings.alpn.iter().any(|ours| ours.as_bytes() == protocol)));
+    let config = if shared { settings.with_alpn } else { settings.without_alpn };
+    let stream = start.into_stream(config).await?;
+    Ok(Stream::Tls(Box::new(stream.into())))
+}
+
+/// Adds what the handshake told.
+fn tls_facts(stream: &Stream, facts: &mut ConnectionFacts) -> Result<(), identity::tls::Refusal> {
+    let Some(state) = stream.tls() else { return Ok(()) };
+    facts.tls = true;
+    facts.negotiated_protocol = state.alpn_protocol().map(|protocol| Arc::from(String::from_utf8_lossy(protocol)));
+    facts.tls_version = match state.protocol_version() {
+        Some(rustls::ProtocolVersion::TLSv1_3) => Some("TLSv1.3"),
+        Some(rustls::ProtocolVersion::TLSv1_2) => Some("TLSv1.2"),
+        _ => None,
+    };
+    facts.tls_cipher = state.negotiated_cipher_suite().and_then(|suite| cipher_name(suite.suite()));
+    if let Stream::Tls(tls) = stream
+        && let tokio_rustls::TlsStream::Server(server) = tls.as_ref()
+        && facts.server_name.is_none()
+    {
+        facts.server_name = server.get_ref().1.server_name().map(Arc::from);
+    }
+    if state.peer_certificates().is_some_and(|chain| !chain.is_empty()) {
+        facts.peer = identity::tls::facts(state, SystemTime::now())?.map(peer).map(Arc::new);
+    }
+    Ok(())
+}
+
+fn peer(facts: identity::tls::PeerFacts) -> Peer {
+    Peer {
+        uri_sans: facts.uri_names.into_iter().map(Arc::from).collect(),
+        dns_sans: facts.dns_names.into_iter().map(Arc::from).collect(),
+        subject: facts.subject.into(),
+        issuer: facts.issuer.into(),
+        serial: facts.serial.into(),
+        sha256: facts.hash.into(),
+        validated: true,
+    }
+}
+
+/// OpenSSL's names, as Envoy prints them.
+fn cipher_name(suite: rustls::CipherSuite) -> Option<&'static str> {
+    use rustls::CipherSuite as C;
+    Some(match suite {
+        C::TLS13_AES_128_GCM_SHA256 => "TLS_AES_128_GCM_SHA256",
+        C::TLS13_AES_256_GCM_SHA384 => "TLS_AES_256_GCM_SHA384",
+        C::TLS13_CHACHA20_POLY1305_SHA256 => "TLS_CHACHA20_POLY1305_SHA256",
+        C::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256 => "ECDHE-ECDSA-AES128-GCM-SHA256",
+        C::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384 => "ECDHE-ECDSA-AES256-GCM-SHA384",
+        C::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256 => "ECDHE-ECDSA-CHACHA20-POLY1305",
+        C::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256 => "ECDHE-RSA-AES128-GCM-SHA256",
+        C::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384 => "ECDHE-RSA-AES256-GCM-SHA384",
+        C::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256 => "ECDHE-RSA-CHACHA20-POLY1305",
+        _ => return None,
+    })
+}
+
+/// The network filters in order, then the protocol that ends the chain.
+async fn hand_over(worker: &Rc<Worker>, connection: Connection, stream: Stream) {
+    let chain = Arc::clone(&connection.chain);
+    let mut cluster = None;
+    let mut said = Vec::new();
+    for filter in &chain.filters {
+        match filter {
+            NetworkFilter::Rbac(rbac) => {
+                let verdict = rbac.judge(&connection.downstream.facts);
+                said.push(verdict.report);
+                if !verdict.allowed {
+                    return denied(worker, &connection, said, verdict.details);
+                }
+            }
+            NetworkFilter::ConnectionLimit { max, delay } => {
+                // This connection has its own receiver already, so that the limit itself is still allowed.
+                if worker.connections_of(&chain) as u64 > *max {
+                    if let Some(delay) = delay {
+                        tokio::time::sleep(*delay).await;
+                    }
+                    return;
+                }
+            }
+            NetworkFilter::SniCluster => cluster = connection.downstream.facts.server_name.clone(),
+            NetworkFilter::Extension(_) => {}
+            NetworkFilter::Http(manager) => return http::serve::run(worker, connection, manager, stream).await,
+            NetworkFilter::Tcp(tcp) => return tcp::proxy(worker, connection, tcp, cluster, said, stream).await,
+            NetworkFilter::DirectResponse(bytes) => return tcp::respond(bytes, stream).await,
+        }
+    }
+}
+
+/// A connection that no chain took is logged with `NR`.
+fn no_chain(worker: &Worker, listener: &Arc<Listener>, facts: ConnectionFacts) {
+    let downstream = Arc::new(Downstream { facts, listener: Arc::clone(listener), chain: None });
+    let mut record = Record::begin(Kind::Tcp, &downstream, SystemTime::now(), std::time::Instant::now());
+    record.flags = Flags::NO_ROUTE_FOUND;
+    record.details = Some(Arc::from("filter_chain_not_found"));
+    worker.tally.no_chain(&record);
+}
+
+fn tls_failed(
+    worker: &Worker,
+    listener: &Listener,
+    chain: &FilterChain,
+    facts: &ConnectionFacts,
+    failure: &TlsFailure,
+) {
+    let cause = match failure {
+        TlsFailure::Timeout => "timeout",
+        TlsFailure::Handshake(error) => identity::tls::Cause::of_io(error).as_str(),
+        TlsFailure::Configuration(_) => "configuration",
+        TlsFailure::Peer(refusal) => refusal.cause.as_str(),
+        TlsFailure::NoServerName => "no_server_name",
+    };
+    worker.tally.handshake_failed(listener, cause);
+    let remote = facts.remote;
+    tracing::info!(event = "tls-refused", listener = %listener.name, chain = %chain.name, %remote, cause, %failure);
+}
+
+/// A connection that a network authorization filter refused.
+fn denied(worker: &Worker, connection: &Connection, said: Vec<RbacReport>, details: Option<String>) {
+    let now = std::time::Instant::now();
+    let mut record = Record::begin(Kind::Tcp, &connection.downstream, SystemTime::now(), now);
+    record.rbac = said;
+    record.termination = details.map(Arc::from);
+    record.complete = true;
+    worker.tally.finish(&worker.shared.plan.load(), &record);
+}

@@ -1,0 +1,280 @@
+//! Bodies on their way: from the client with a bounded memory for retries, and to the client with what ends an exchange.
+
+use std::cell::RefCell;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker, ready};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::Instant;
+
+/// Why a body ended before its end.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The peer broke off.
+    #[error("{0}")]
+    Peer(#[from] hyper::Error),
+    /// A newer attempt took the body over.
+    #[error("superseded by a newer attempt")]
+    Superseded,
+    /// What an attempt needs again is no longer remembered.
+    #[error("the body is larger than the retry buffer")]
+    Forgotten,
+    /// The time for the whole exchange is over.
+    #[error("timeout")]
+    Timeout,
+    /// Nothing moved for too long.
+    #[error("idle for too long")]
+    Idle,
+}
+
+/// A request's body, shared by the attempts that send it: what was read is remembered up to a limit, so that another
+/// attempt can begin anew.
+#[derive(Debug)]
+pub struct Source {
+    incoming: Option<Incoming>,
+    remembered: Vec<Bytes>,
+    remembered_bytes: usize,
+    limit: usize,
+    forgotten: bool,
+    trailers: Option<HeaderMap>,
+    ended: Option<Instant>,
+    end_waker: Option<Waker>,
+    received: u64,
+    /// The attempt that may read; only the newest.
+    attempt: u32,
+    /// How many remembered chunks it has sent again.
+    next: usize,
+    trailers_sent: bool,
+    broken: bool,
+    size: SizeHint,
+}
+
+/// A handle of a [`Source`].
+pub type SharedSource = Rc<RefCell<Source>>;
+
+impl Source {
+    /// A body that remembers at most `limit` bytes; 0: nothing can be sent twice.
+    pub fn new(incoming: Incoming, limit: usize) -> SharedSource {
+        let size = incoming.size_hint();
+        Rc::new(RefCell::new(Self {
+            incoming: Some(incoming),
+            remembered: Vec::new(),
+            remembered_bytes: 0,
+            limit,
+            forgotten: limit == 0,
+            trailers: None,
+            ended: None,
+            end_waker: None,
+            received: 0,
+            attempt: 0,
+            next: 0,
+            trailers_sent: false,
+            broken: false,
+            size,
+        }))
+    }
+
+    /// Body bytes received from the client so far.
+    pub fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// When the whole request had arrived.
+    pub fn ended(&self) -> Option<Instant> {
+        self.ended
+    }
+
+    /// Whether the client broke off while sending.
+    pub fn broken(&self) -> bool {
+        self.broken
+    }
+
+    /// Whether another attempt can send it from its start.
+    pub fn replayable(&self) -> bool {
+        !self.broken && (!self.forgotten || self.received == 0)
+    }
+
+    /// The whole body, when it has ended and all of it is remembered.
+    pub fn whole(&self) -> Option<Vec<Bytes>> {
+        (self.ended.is_some() && !self.forgotten).then(|| self.remembered.clone())
+    }
+
+    /// No attempt will be made again: forgets what it remembered.
+    pub fn forget(&mut self) {
+        self.forgotten = self.received > 0;
+        self.limit = 0;
+        if self.next >= self.remembered.len() {
+            self.remembered = Vec::new();
+        }
+    }
+
+    /// Ready when the whole request has arrived (or broke off).
+    pub fn poll_ended(&mut self, cx: &Context<'_>) -> Poll<()> {
+        if self.ended.is_some() || self.broken {
+            return Poll::Ready(());
+        }
+        self.end_waker = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    fn finish(&mut self) {
+        self.ended.get_or_insert_with(Instant::now);
+        self.incoming = None;
+        if let Some(waker) = self.end_waker.take() {
+            waker.wake();
+        }
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Some(incoming) = &mut self.incoming else { return Poll::Ready(None) };
+        match ready!(Pin::new(incoming).poll_frame(cx)) {
+            None => {
+                self.finish();
+                Poll::Ready(None)
+            }
+            Some(Err(error)) => {
+                self.broken = true;
+                self.incoming = None;
+                if let Some(waker) = self.end_waker.take() {
+                    waker.wake();
+                }
+                Poll::Ready(Some(Err(error.into())))
+            }
+            Some(Ok(frame)) => {
+                self.remember(&frame);
+                if self.incoming.as_ref().is_some_and(Body::is_end_stream) {
+                    self.finish();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+        }
+    }
+
+    fn remember(&mut self, frame: &Frame<Bytes>) {
+        if let Some(data) = frame.data_ref() {
+            self.received += data.len() as u64;
+            if self.forgotten {
+                return;
+            }
+            self.remembered_bytes += data.len();
+            if self.remembered_bytes > self.limit {
+                self.forgotten = true;
+                self.remembered = Vec::new();
+            } else {
+                self.remembered.push(data.clone());
+            }
+        } else if let Some(trailers) = frame.trailers_ref() {
+            self.trailers = Some(trailers.clone());
+        }
+    }
+}
+
+/// A request's body as one attempt sends it.
+#[derive(Debug)]
+pub enum UpBody {
+    /// None.
+    Empty,
+    /// Bytes at hand (mirrors).
+    Ready {
+        /// What is still to be sent, last first.
+        chunks: Vec<Bytes>,
+    },
+    /// The client's body.
+    Shared(Attempt),
+}
+
+/// One attempt's view of a [`Source`].
+#[derive(Debug)]
+pub struct Attempt {
+    source: SharedSource,
+    number: u32,
+}
+
+impl UpBody {
+    /// The body for a new attempt, which supersedes the ones before.
+    pub fn attempt(source: &SharedSource) -> Self {
+        let number = {
+            let mut inner = source.borrow_mut();
+            inner.attempt += 1;
+            inner.next = 0;
+            inner.trailers_sent = false;
+            inner.attempt
+        };
+        Self::Shared(Attempt { source: Rc::clone(source), number })
+    }
+
+    /// A body of chunks that are at hand.
+    pub fn ready(mut chunks: Vec<Bytes>) -> Self {
+        chunks.reverse();
+        Self::Ready { chunks }
+    }
+}
+
+impl Attempt {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let mut source = self.source.borrow_mut();
+        if source.attempt != self.number {
+            return Poll::Ready(Some(Err(BodyError::Superseded)));
+        }
+        if let Some(chunk) = source.remembered.get(source.next).cloned() {
+            source.next += 1;
+            return Poll::Ready(Some(Ok(Frame::data(chunk))));
+        }
+        if source.forgotten && source.next == 0 && source.received > 0 && self.number > 1 {
+            return Poll::Ready(Some(Err(BodyError::Forgotten)));
+        }
+        if source.incoming.is_none() {
+            let trailers = if source.trailers_sent { None } else { source.trailers.clone() };
+            source.trailers_sent = true;
+            return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
+        }
+        let frame = ready!(source.poll_next(cx));
+        if let Some(Ok(frame)) = &frame {
+            source.next += usize::from(frame.is_data());
+            source.trailers_sent |= frame.is_trailers();
+        }
+        Poll::Ready(frame)
+    }
+}
+
+impl Body for UpBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        match self.get_mut() {
+            Self::Empty => Poll::Ready(None),
+            Self::Ready { chunks } => Poll::Ready(chunks.pop().map(|chunk| Ok(Frame::data(chunk)))),
+            Self::Shared(attempt) => attempt.poll(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Ready { chunks } => chunks.is_empty(),
+            Self::Shared(attempt) => {
+                let source = attempt.source.borrow();
+                source.incoming.is_none()
+                    && !source.broken
+                    && source.next >= source.remembered.len()
+                    && (source.trailers.is_none() || source.trailers_sent)
+            }
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Ready { chunks } => SizeHint::with_exact(chunks.iter().map(|chunk| chunk.len() as u64).sum()),
+            Self::Shared(attempt) => {
+                let source = attempt.source.borrow();
+                if source.next == 0 { source.size.clone() } else { SizeHint::default() }
+            }
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! The life of one request, read downward: facts, guard, steer, shape, pick, reach, relay, settle, report.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
+
+use engine::circuit::Slot;
+use engine::facts::Protocol;
+use engine::reply::{Flags, LocalReply};
+use engine::{Decision, Endpoint, Facts, Forward, Outcome, Plan};
+use http::{Request, Response, Version};
+use hyper::body::{Body, Incoming};
+use tokio::time::{Instant, sleep};
+
+use super::arrive::{self, Head};
+use super::attempt::{Clock, Letter};
+use super::body::{SharedSource, Source};
+use super::respond::DownBody;
+use super::serve::HttpConnection;
+use crate::report::record::{Kind, PeerMetadata, Record};
+use crate::upstream::failure::Failure;
+
+/// Everything about one request from its first byte to its last.
+pub struct Exchange {
+    /// The connection it came on.
+    pub shared: Rc<HttpConnection>,
+    /// What will be reported.
+    pub record: Record,
+    /// What the engine decided.
+    pub decision: Option<Decision>,
+    /// The request's body, where it has one.
+    pub source: Option<SharedSource>,
+    /// Monotonic clock at its begin.
+    pub began: Instant,
+    /// The request's place in the cluster's circuit limits.
+    pub slot: Option<Slot>,
+    /// The endpoint that works on it.
+    pub busy: Option<Busy>,
+}
+
+/// Serves one request.
+pub async fn exchange(shared: &Rc<HttpConnection>, request: Request<Incoming>) -> Response<DownBody> {
+    let mut exchange = Exchange::begin(shared, &request);
+    let (mut parts, incoming) = request.into_parts();
+    let upgrade = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
+
+    let facts = &shared.downstream.facts;
+    let canonical = arrive::canonical(&shared.manager, facts, parts, &mut shared.worker.dice.borrow_mut());
+    let mut head = match canonical {
+        Ok(head) => head,
+        Err(reply) => return exchange.reply(reply, None),
+    };
+    exchange.meet_peer(&mut head);
+
+    let plan = shared.worker.shared.plan.load_full();
+    exchange.decide(&plan, &head);
+    if let Some(delay) = exchange.decision.as_ref().and_then(|decision| decision.delay) {
+        sleep(delay).await;
+    }
+    let forward = match exchange.outcome() {
+        Outcome::Forward(forward) => forward,
+        Outcome::Reply(reply) => return exchange.reply(reply, Some(&head)),
+    };
+
+    exchange.take_body(incoming, &forward);
+    let letter = match exchange.shape(head, &forward) {
+        Ok(letter) => letter,
+        Err(reply) => return exchange.reply(reply, None),
+    };
+    exchange.mirror(&forward, &letter);
+    match exchange.attempts(&forward, &letter).await {
+        Ok(answer) => exchange.respond(answer, upgrade),
+        Err(failure) => exchange.fail(&failure),
+    }
+}
+
+impl Exchange {
+    fn begin(shared: &Rc<HttpConnection>, request: &Request<Incoming>) -> Box<Self> {
+        shared.active.set(shared.active.get() + 1);
+        if let Some(cells) = shared.site.as_ref().and_then(|site| site.http.as_ref()) {
+            cells.downstream_rq_active.inc();
+        }
+        let began = Instant::now();
+        let protocol = match request.version() {
+            Version::HTTP_2 => Protocol::Http2,
+            Version::HTTP_10 | Version::HTTP_09 => Protocol::Http10,
+            _ => Protocol::Http11,
+        };
+        let mut record = Record::begin(Kind::Http, &shared.downstream, SystemTime::now(), began.into_std());
+        record.protocol = Some(protocol);
+        record.method = Some(request.method().clone());
+        Box::new(Self {
+            shared: Rc::clone(shared),
+            record,
+            decision: None,
+            source: None,
+            began,
+            slot: None,
+            busy: None,
+        })
+    }
+
+    /// Takes the peer's word about itself off the request; the application never sees it.
+    fn meet_peer(&mut self, head: &mut Head) {
+        let mut last = self.shared.peer.borrow_mut();
+        self.record.peer = PeerMetadata::take(&mut head.headers, &last);
+        if self.record.peer != *last {
+            last.clone_from(&self.record.peer);
+        }
+    }
+
+    /// All that is known about the request.
+    pub fn facts<'a>(&'a self, head: &'a Head) -> Facts<'a> {
+        Facts {
+            connection: &self.shared.downstream.facts,
+            method: head.method.as_str(),
+            path: &head.path,
+            authority: &head.authority,
+            scheme: head.scheme,
+            headers: &head.headers,
+            protocol: self.record.protocol.unwrap_or(Protocol::Http11),
+            remote: head.remote,
+            started: self.record.started_at,
+            metadata: None,
+        }
+    }
+
+    /// Guard and steer: the engine decides, the record notes it.
+    fn decide(&mut self, plan: &Plan, head: &Head) {
+        let worker = Rc::clone(&self.shared.worker);
+        let facts = self.facts(head);
+        let grpc = facts.is_grpc();
+        let now = worker.shared.now();
+        let mut decision = engine::decide(plan, &self.shared.manager, &facts, now, &mut worker.dice.borrow_mut());
+        let record = &mut self.record;
+        record.grpc = grpc;
+        record.scheme = head.scheme;
+        record.remote = Some(head.remote);
+        record.original_path = Some(head.path.as_str().into());
+        record.authority = Some(head.authority.as_str().into());
+        record.flags = decision.flags;
+        record.rbac = std::mem::take(&mut decision.rbac);
+        if let Some(matched) = &decision.matched {
+            record.matched = Some(matched.clone());
+        }
+        self.decision = Some(decision);
+    }
+
+    /// What to do; the decision itself stays for the response.
+    fn outcome(&mut self) -> Outcome {
+        let nothing = || Outcome::Reply(LocalReply::error(http::StatusCode::NOT_FOUND, "", "", Flags::NONE));
+        let outcome = self.decision.as_mut().map(|decision| std::mem::replace(&mut decision.outcome, nothing()));
+        outcome.unwrap_or_else(nothing)
+    }
+
+    fn take_body(&mut self, incoming: Incoming, forward: &Forward) {
+        self.record.upstream.cluster = Some(Arc::clone(&forward.cluster));
+        if incoming.is_end_stream() {
+            self.record.request_complete = Some(self.began.elapsed());
+            return;
+        }
+        let matched = self.record.matched.as_ref();
+        let retries = matched.and_then(|matched| matched.forward()).is_some_and(|action| action.retry.is_some());
+        let limit = if retries || !forward.mirrors.is_empty() { self.buffer_limit() } else { 0 };
+        self.source = Some(Source::new(incoming, limit));
+    }
+
+    fn buffer_limit(&self) -> usize {
+        let route = self.record.matched.as_ref().and_then(|matched| matched.route.buffer_limit);
+        let limit = route.unwrap_or_else(|| u64::from(self.shared.downstream.listener.buffer_limit));
+        usize::try_from(limit).unwrap_or(usize::MAX)
+    }
+
+    /// The time limits of the exchange.
+    pub fn clock(&self, forward: &Forward) -> Clock {
+        let idle = forward.idle_timeout;
+        let life = forward.max_stream_duration.map(|limit| self.began + limit);
+        let arrival = self.shared.manager.request_timeout.map(|limit| self.began + limit);
+        Clock { started: Instant::now(), timeout: forward.timeout, idle, life, arrival, source: self.source.clone() }
+    }
+
+    /// Where the request goes, with its head as the upstream gets it.
+    fn shape(&mut self, head: Head, forward: &Forward) -> Result<Letter, LocalReply> {
+        Letter::write(self, head, forward)
+    }
+
+    /// A failed request: the answer that Envoy gives.
+    fn fail(self: Box<Self>, failure: &Failure) -> Response<DownBody> {
+        let retried = self.record.upstream.attempts > 1;
+        let body = failure.body(retried);
+        let mut reply = LocalReply::error(failure.status(), "", failure.details(), failure.flags());
+        reply.body = body.into();
+        if failure.kind == crate::upstream::failure::Kind::Overflow {
+            let name = http::HeaderName::from_static("x-envoy-overloaded");
+            reply.headers.push((name, http::HeaderValue::from_static("true")));
+        }
+        let mut exchange = self;
+        exchange.record.upstream.transport_failure.clone_from(&failure.transport);
+        exchange.reply(reply, None)
+    }
+
+    /// Notes that an endpoint works on the request.
+    pub fn occupy(&mut self, endpoint: &Arc<Endpoint>) {
+        endpoint.state.active.fetch_add(1, Ordering::Relaxed);
+        endpoint.state.requests.fetch_add(1, Ordering::Relaxed);
+        self.busy = Some(Busy(Arc::clone(endpoint)));
+        self.record.upstream.endpoint = Some(Arc::clone(endpoint));
+    }
+}
+
+/// An endpoint that works on a request; dropping it ends that.
+pub struct Busy(Arc<Endpoint>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.state.active.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// However the exchange ends - answered, given up by the client, or by a panic - it is reported once.
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        let record = &mut self.record;
+        if let Some(source) = &self.source {
+            let source = source.borrow();
+            record.bytes_received = source.received();
+            let ended = source.ended();
+            record.request_complete = ended.map(|at| at.duration_since(self.began));
+        }
+        record.duration = self.began.elapsed();
+        if !record.complete {
+            record.flags = record.flags.with(Flags::DOWNSTREAM_CONNECTION_TERMINATION);
+            record.details.get_or_insert_with(|| Arc::from("downstream_remote_disconnect"));
+        }
+        let shared = &self.shared;
+        shared.active.set(shared.active.get().saturating_sub(1));
+        shared.served.set(shared.served.get().saturating_add(1));
+        shared.quiet_since.set(Instant::now());
+        if let Some(cells) = shared.site.as_ref().and_then(|site| site.http.as_ref()) {
+            cells.downstream_rq_active.dec();
+        }
+        shared.worker.tally.finish(&shared.worker.shared.plan.load(), record);
+    }
+}
+
+/// Milliseconds for headers, as Envoy rounds them: down.
+pub(super) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

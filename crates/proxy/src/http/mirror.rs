@@ -1,0 +1,98 @@
+//! Copies of requests to other clusters: sent and forgotten, never in the way of the request itself.
+
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::decide::Mirror;
+use engine::routes::Priority;
+use engine::{Cluster, Forward, balance};
+use http_body_util::BodyExt;
+use hyper::body::Body;
+use tokio::time::timeout;
+
+use super::attempt::{Letter, Sent, send};
+use super::body::{SharedSource, UpBody};
+use super::exchange::Exchange;
+use crate::upstream::reach::{Want, reach};
+use crate::worker::Worker;
+
+/// The limit of a copy whose route sets none.
+const LIMIT: Duration = Duration::from_secs(15);
+
+impl Exchange {
+    /// Starts the copies that were decided.
+    pub(super) fn mirror(&self, forward: &Forward, letter: &Letter) {
+        for Mirror { cluster, keep_host } in &forward.mirrors {
+            let mut letter = letter.again();
+            if !keep_host {
+                letter.authority = shadow(&letter.authority);
+            }
+            let copy = Copy {
+                worker: Rc::clone(&self.shared.worker),
+                cluster: Arc::clone(cluster),
+                letter,
+                hash: forward.hash,
+                source: self.source.clone(),
+                h2: self.shared.h2,
+            };
+            let limit = forward.timeout.unwrap_or(LIMIT);
+            tokio::task::spawn_local(async move {
+                let _ = timeout(limit, copy.send()).await;
+            });
+        }
+    }
+}
+
+/// `host-shadow`, before the port where there is one.
+fn shadow(authority: &str) -> String {
+    match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => format!("{host}-shadow:{port}"),
+        _ => format!("{authority}-shadow"),
+    }
+}
+
+struct Copy {
+    worker: Rc<Worker>,
+    cluster: Arc<Cluster>,
+    letter: Letter,
+    hash: Option<u64>,
+    source: Option<SharedSource>,
+    h2: bool,
+}
+
+impl Copy {
+    async fn send(self) {
+        // The body is copied once all of it has come; one that is too large to be kept is not copied.
+        let body = match &self.source {
+            None => UpBody::Empty,
+            Some(source) => {
+                poll_fn(|cx| source.borrow_mut().poll_ended(cx)).await;
+                let Some(chunks) = source.borrow().whole() else { return };
+                UpBody::ready(chunks)
+            }
+        };
+        let request = balance::Request { hash: self.hash, tried: &[], avoid_attempts: 0 };
+        let now = self.worker.shared.now();
+        let picked = self.cluster.balancer.pick(&self.cluster, request, now, &mut self.worker.dice.borrow_mut());
+        let Some(endpoint) = picked else { return };
+        let want = Want {
+            cluster: &self.cluster,
+            endpoint: &endpoint,
+            priority: Priority::Default,
+            downstream_h2: self.h2,
+            authority: &self.letter.authority,
+            fresh: false,
+            upgrade: false,
+        };
+        let Ok(mut way) = reach(&self.worker, want).await else { return };
+        let Some(request) = self.letter.request(&way, None, None, body) else { return };
+        let Sent::Answered(response) = send(&mut way, request).await else { return };
+        let mut body = response.into_body();
+        while let Some(Ok(_)) = body.frame().await {}
+        if body.is_end_stream() {
+            way.give_back();
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! HTTP: one connection's server side ([`serve`]), and the life of each request ([`exchange`]).
+
+pub mod arrive;
+pub mod attempt;
+pub mod body;
+pub mod exchange;
+pub mod mirror;
+pub mod reply;
+pub mod respond;
+pub mod serve;
+pub mod tunnel;

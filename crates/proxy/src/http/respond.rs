@@ -1,0 +1,314 @@
+//! The answer on its way to the client: its head shaped, its body counted and kept within the exchange's limits.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use engine::http_manager::{HttpManager, ServerHeader};
+use engine::reply::Flags;
+use engine::shape;
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::arrive::X_REQUEST_ID;
+use super::attempt::{Answer, Clock};
+use super::body::BodyError;
+use super::exchange::{Exchange, millis};
+use super::tunnel;
+use crate::report::record::PeerMetadata;
+use crate::upstream::reach::{Via, Way};
+
+const UPSTREAM_SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
+const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+
+/// A response's body with the exchange that it ends.
+pub struct DownBody {
+    from: From,
+    /// Present until the exchange has ended.
+    exchange: Option<Box<Exchange>>,
+}
+
+enum From {
+    /// Bytes at hand; taken when sent.
+    Local(Bytes),
+    /// The upstream's body, with the connection that it comes on and the limits that go on.
+    Upstream(Box<Coming>),
+}
+
+struct Coming {
+    body: Incoming,
+    way: Option<Way>,
+    clock: Clock,
+    last: Instant,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Exchange {
+    /// Passes the upstream's answer on.
+    pub(super) fn respond(mut self: Box<Self>, answer: Answer, upgrade: Option<OnUpgrade>) -> Response<DownBody> {
+        let Answer { response, way, clock } = answer;
+        let (mut parts, body) = response.into_parts();
+        if let Some(source) = &self.source {
+            // No further attempt will be made: what is still to come needs not be remembered.
+            source.borrow_mut().forget();
+        }
+        let tunnel = tunnel::begin(&mut parts, upgrade);
+        self.record.status = Some(parts.status);
+        self.record.details = Some(Arc::from("via_upstream"));
+        self.record.upstream.peer = PeerMetadata::take(&mut parts.headers, &PeerMetadata::default());
+        hop_by_hop(&mut parts.headers, tunnel.is_some());
+        self.decorate(&mut parts.headers, true);
+        self.record.grpc_status = grpc_status(&parts.headers);
+        parts.extensions.clear();
+        parts.version = http::Version::default();
+        if let Some(tunnel) = tunnel {
+            return tunnel::run(self, parts, tunnel, &clock);
+        }
+        let coming = Coming { body, way: Some(way), clock, last: Instant::now(), timer: None };
+        let mut body = DownBody { from: From::Upstream(Box::new(coming)), exchange: Some(self) };
+        if body.is_end_stream() {
+            body.end();
+        }
+        Response::from_parts(parts, body)
+    }
+
+    /// Header changes that concern every forwarded answer.
+    pub(super) fn decorate(&mut self, headers: &mut HeaderMap, forwarded: bool) {
+        let shared = &self.shared;
+        let manager = &shared.manager;
+        if forwarded && !manager.router.suppress_envoy_headers {
+            let time = self.record.upstream.service_time.map_or(0, millis);
+            headers.insert(UPSTREAM_SERVICE_TIME, HeaderValue::from(time));
+        }
+        let matched = self.record.matched.as_ref();
+        if forwarded && matched.is_some_and(|matched| matched.host.attempt_count_in_response) {
+            headers.insert(ATTEMPT_COUNT, HeaderValue::from(self.record.upstream.attempts));
+        }
+        if let Some(decision) = &self.decision {
+            shape::response(decision, &self.record, headers);
+        }
+        if manager.request_id_in_response
+            && let Some(id) = self.record.request_headers.get(X_REQUEST_ID)
+        {
+            headers.insert(X_REQUEST_ID, id.clone());
+        }
+        server_and_via(manager, headers);
+        if shared.downstream.facts.peer.is_some() && self.record.peer.id.is_some() {
+            shared.worker.tally.tower().own.introduce(headers);
+        }
+        if shared.wants().response_headers {
+            self.record.response_headers = headers.clone();
+        }
+    }
+
+    /// An answer of the proxy's own, ready to be sent.
+    pub(super) fn send_local(
+        mut self: Box<Self>,
+        status: StatusCode,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Response<DownBody> {
+        self.record.status = Some(status);
+        if let Some(source) = &self.source {
+            source.borrow_mut().forget();
+        }
+        let mut response = Response::new(DownBody { from: From::Local(body), exchange: Some(self) });
+        *response.status_mut() = status;
+        *response.headers_mut() = headers;
+        if response.body().is_end_stream() {
+            response.body_mut().end();
+        }
+        response
+    }
+}
+
+/// The manager's own headers.
+pub(super) fn server_and_via(manager: &HttpManager, headers: &mut HeaderMap) {
+    let ours = match manager.server_header {
+        ServerHeader::Overwrite => true,
+        ServerHeader::AppendIfAbsent => !headers.contains_key(header::SERVER),
+        ServerHeader::PassThrough => false,
+    };
+    if ours {
+        headers.insert(header::SERVER, manager.server_name.clone());
+    }
+    if let Some(via) = &manager.via {
+        headers.append(header::VIA, via.clone());
+    }
+}
+
+fn grpc_status(headers: &HeaderMap) -> Option<u16> {
+    headers.get(GRPC_STATUS)?.to_str().ok()?.trim().parse().ok()
+}
+
+/// Takes away what concerns only the upstream's own hop.
+fn hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
+    for name in [header::TRANSFER_ENCODING, KEEP_ALIVE, PROXY_CONNECTION] {
+        headers.remove(name);
+    }
+    if !upgrade {
+        headers.remove(header::CONNECTION);
+        headers.remove(header::UPGRADE);
+    }
+}
+
+impl DownBody {
+    /// Bytes at hand, of no exchange.
+    pub(super) fn local(bytes: Bytes) -> Self {
+        Self { from: From::Local(bytes), exchange: None }
+    }
+
+    /// The body came to its proper end.
+    fn end(&mut self) {
+        if let From::Upstream(coming) = &mut self.from
+            && let Some(Way { via: Via::H1(h1), pool, .. }) = coming.way.take()
+        {
+            let sent = self
+                .exchange
+                .as_ref()
+                .is_none_or(|exchange| exchange.source.as_ref().is_none_or(|source| source.borrow().ended().is_some()));
+            // A connection on which the request is still being sent cannot serve another.
+            let limit = self.exchange.as_ref().and_then(|exchange| exchange.most_requests());
+            if sent && limit.is_none_or(|limit| h1.served < limit) {
+                pool.give_back(h1);
+            }
+        }
+        if let Some(mut exchange) = self.exchange.take() {
+            exchange.record.complete = true;
+        }
+    }
+
+    fn broke(&mut self, flags: Flags, details: &str) {
+        if let Some(mut exchange) = self.exchange.take() {
+            exchange.record.complete = true;
+            exchange.record.flags = exchange.record.flags.with(flags);
+            exchange.record.details = Some(Arc::from(details));
+        }
+    }
+
+    fn passed(&mut self, frame: &Frame<Bytes>) {
+        let Some(exchange) = &mut self.exchange else { return };
+        if let Some(data) = frame.data_ref() {
+            exchange.record.bytes_sent += data.len() as u64;
+        } else if let Some(trailers) = frame.trailers_ref() {
+            exchange.record.grpc_status = grpc_status(trailers).or(exchange.record.grpc_status);
+            if exchange.shared.wants().response_trailers {
+                exchange.record.response_trailers = trailers.clone();
+            }
+        }
+    }
+}
+
+impl Exchange {
+    fn most_requests(&self) -> Option<u32> {
+        self.record.upstream.cluster.as_ref().and_then(|cluster| cluster.config.max_requests_per_connection)
+    }
+}
+
+impl Coming {
+    /// Whether a limit of the exchange was reached while nothing came.
+    fn poll_limits(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
+        loop {
+            let idle = self.clock.idle.map(|idle| (self.last + idle, false));
+            let whole = [self.clock.timeout_at(), self.clock.life].into_iter().flatten().min().map(|at| (at, true));
+            let Some((at, is_timeout)) = [idle, whole].into_iter().flatten().min_by_key(|(at, _)| *at) else {
+                return Poll::Pending;
+            };
+            let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(at)));
+            if timer.deadline() != at {
+                timer.as_mut().reset(at);
+            }
+            ready!(timer.as_mut().poll(cx));
+            if Instant::now() >= at {
+                return Poll::Ready(if is_timeout { BodyError::Timeout } else { BodyError::Idle });
+            }
+        }
+    }
+}
+
+impl Body for DownBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let this = self.get_mut();
+        let coming = match &mut this.from {
+            From::Local(bytes) => {
+                let bytes = std::mem::take(bytes);
+                if bytes.is_empty() {
+                    this.end();
+                    return Poll::Ready(None);
+                }
+                let frame = Frame::data(bytes);
+                this.passed(&frame);
+                this.end();
+                return Poll::Ready(Some(Ok(frame)));
+            }
+            From::Upstream(coming) => coming,
+        };
+        match Pin::new(&mut coming.body).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                if coming.timer.is_some() {
+                    coming.last = Instant::now();
+                }
+                let ended = coming.body.is_end_stream();
+                this.passed(&frame);
+                if ended {
+                    this.end();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(error))) => {
+                this.broke(
+                    Flags::UPSTREAM_CONNECTION_TERMINATION,
+                    "upstream_reset_after_response_started{connection_termination}",
+                );
+                Poll::Ready(Some(Err(error.into())))
+            }
+            Poll::Ready(None) => {
+                this.end();
+                Poll::Ready(None)
+            }
+            Poll::Pending => {
+                let error = ready!(coming.poll_limits(cx));
+                let (flags, details) = match error {
+                    BodyError::Timeout => (Flags::UPSTREAM_REQUEST_TIMEOUT, "response_timeout"),
+                    _ => (Flags::STREAM_IDLE_TIMEOUT, "stream_idle_timeout"),
+                };
+                this.broke(flags, details);
+                Poll::Ready(Some(Err(error)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.from {
+            From::Local(bytes) => bytes.is_empty(),
+            From::Upstream(coming) => coming.body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.from {
+            From::Local(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            From::Upstream(coming) => coming.body.size_hint(),
+        }
+    }
+}
+
+/// hyper does not ask for the end of a body whose length it knows: dropped at its end, it is complete.
+impl Drop for DownBody {
+    fn drop(&mut self) {
+        if self.exchange.is_some() && self.is_end_stream() {
+            self.end();
+        }
+    }
+}

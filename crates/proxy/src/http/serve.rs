@@ -1,0 +1,317 @@
+//! The server side of one HTTP connection: which version, which limits, when it ends.
+
+use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::HttpManager;
+use engine::http_manager::Codec;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use telemetry::registry::HttpCells;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
+
+use super::exchange;
+use super::respond::DownBody;
+use crate::door::connection::Connection;
+use crate::door::preface;
+use crate::net::stream::{Ahead, Stream};
+use crate::report::Site;
+use crate::report::record::{Downstream, PeerMetadata, Wants};
+use crate::upstream::reach::LocalSpawn;
+use crate::worker::Worker;
+
+/// Between two looks at a connection's own limits.
+const LOOK: Duration = Duration::from_secs(5);
+/// How long exchanges may go on after their chain or the process began to drain (Envoy: `--drain-time-s`, 600).
+const DRAIN_LIMIT: Duration = Duration::from_secs(600);
+/// Streams that a client may reset before the connection counts as hostile.
+const MAX_RESETS: usize = 100;
+
+/// What all exchanges of one connection share.
+pub struct HttpConnection {
+    /// The worker that serves it.
+    pub worker: Rc<Worker>,
+    /// The HTTP manager of its chain.
+    pub manager: Arc<HttpManager>,
+    /// What is known about it.
+    pub downstream: Arc<Downstream>,
+    /// The logs and counters of its chain.
+    pub site: Option<Rc<Site>>,
+    /// What the peer said of itself last.
+    pub peer: RefCell<PeerMetadata>,
+    /// It speaks HTTP/2.
+    pub h2: bool,
+    /// Exchanges under way.
+    pub active: Cell<u32>,
+    /// Exchanges so far.
+    pub served: Cell<u32>,
+    /// When the last exchange ended (or the connection began).
+    pub quiet_since: Cell<Instant>,
+    /// The chain drains: answers say so.
+    pub draining: Cell<bool>,
+}
+
+/// Serves one connection until it ends.
+pub async fn run(worker: &Rc<Worker>, connection: Connection, manager: &Arc<HttpManager>, stream: Stream) {
+    let Some((h2, stream)) = which(manager, &connection, stream).await else { return };
+    let shared = Rc::new(HttpConnection {
+        worker: Rc::clone(worker),
+        manager: Arc::clone(manager),
+        downstream: Arc::clone(&connection.downstream),
+        site: worker.tally.site(&connection.downstream),
+        peer: RefCell::default(),
+        h2,
+        active: Cell::new(0),
+        served: Cell::new(0),
+        quiet_since: Cell::new(Instant::now()),
+        draining: Cell::new(false),
+    });
+    let counted = Counted::begin(&shared);
+    let handle = {
+        let shared = Rc::clone(&shared);
+        move |request: Request<Incoming>| answer(Rc::clone(&shared), request)
+    };
+    let service = service_fn(handle);
+    let result = if h2 {
+        let connection_future = h2_builder(manager).serve_connection(TokioIo::new(stream), service);
+        Guarded { shared: &shared }.run(connection_future, connection.drain, http2::Connection::graceful_shutdown).await
+    } else {
+        let connection_future = h1_builder(manager).serve_connection(TokioIo::new(stream), service).with_upgrades();
+        let shut_down = http1::UpgradeableConnection::graceful_shutdown;
+        Guarded { shared: &shared }.run(connection_future, connection.drain, shut_down).await
+    };
+    counted.end(result.err().as_ref());
+}
+
+impl HttpConnection {
+    /// What the logs of the chain read beyond what every record has.
+    pub fn wants(&self) -> Wants {
+        self.site.as_ref().map(|site| site.wants()).unwrap_or_default()
+    }
+}
+
+/// Counts a connection while it is open, also when its task panics.
+struct Counted<'a> {
+    shared: &'a HttpConnection,
+}
+
+impl<'a> Counted<'a> {
+    fn begin(shared: &'a HttpConnection) -> Self {
+        let this = Self { shared };
+        if let Some(site) = &shared.site {
+            site.listener.downstream_cx_total.inc();
+            site.listener.downstream_cx_active.inc();
+        }
+        if let Some(cells) = this.cells() {
+            cells.downstream_cx_total.inc();
+            cells.downstream_cx_active.inc();
+            if shared.h2 {
+                cells.downstream_cx_http2_total.inc();
+                cells.downstream_cx_http2_active.inc();
+            } else {
+                cells.downstream_cx_http1_total.inc();
+                cells.downstream_cx_http1_active.inc();
+            }
+            if shared.downstream.facts.tls {
+                cells.downstream_cx_ssl_total.inc();
+                cells.downstream_cx_ssl_active.inc();
+            }
+        }
+        this
+    }
+
+    fn cells(&self) -> Option<&HttpCells> {
+        self.shared.site.as_ref()?.http.as_deref().map(|cells| &**cells)
+    }
+
+    /// The connection ended, with an error where the client broke the protocol or went away.
+    fn end(self, error: Option<&hyper::Error>) {
+        let Some(error) = error else { return };
+        if (error.is_parse() || error.is_parse_too_large())
+            && let Some(cells) = self.cells()
+        {
+            cells.downstream_cx_protocol_error.inc();
+        }
+        let remote = self.shared.downstream.facts.remote;
+        tracing::debug!(%remote, %error, "HTTP connection ended by an error");
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        if let Some(site) = &self.shared.site {
+            site.listener.downstream_cx_active.dec();
+            site.listener.downstream_cx_destroy.inc();
+        }
+        if let Some(cells) = self.cells() {
+            cells.downstream_cx_active.dec();
+            cells.downstream_cx_destroy.inc();
+            if self.shared.h2 {
+                cells.downstream_cx_http2_active.dec();
+            } else {
+                cells.downstream_cx_http1_active.dec();
+            }
+            if self.shared.downstream.facts.tls {
+                cells.downstream_cx_ssl_active.dec();
+            }
+        }
+    }
+}
+
+async fn answer(shared: Rc<HttpConnection>, request: Request<Incoming>) -> Result<Response<DownBody>, Infallible> {
+    Ok(exchange::exchange(&shared, request).await)
+}
+
+/// HTTP/2 or HTTP/1, by the chain's codec, ALPN, or the first bytes.
+async fn which(manager: &HttpManager, connection: &Connection, stream: Stream) -> Option<(bool, Ahead)> {
+    match manager.codec {
+        Codec::Http1 => return Some((false, Ahead::none(stream))),
+        Codec::Http2 => return Some((true, Ahead::none(stream))),
+        Codec::Auto => {}
+    }
+    match connection.downstream.facts.negotiated_protocol.as_deref() {
+        Some("h2" | "istio-h2") => return Some((true, Ahead::none(stream))),
+        Some("http/1.1" | "http/1.0" | "istio-http/1.1" | "istio-http/1.0") => {
+            return Some((false, Ahead::none(stream)));
+        }
+        _ => {}
+    }
+    let enough = |bytes: &[u8]| preface::is_h2(bytes).is_some();
+    let looking = stream.first_bytes(enough, preface::H2_PREFACE.len());
+    let limit = manager.idle_timeout.unwrap_or(Duration::from_secs(3600));
+    let ahead = timeout(limit, looking).await.ok()?.ok()?;
+    if ahead.bytes().is_empty() {
+        return None;
+    }
+    let h2 = preface::is_h2(ahead.bytes()) == Some(true);
+    Some((h2, ahead))
+}
+
+fn h1_builder(manager: &HttpManager) -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(None)
+        .max_buf_size((manager.max_request_headers_bytes as usize).max(8192))
+        .max_headers(manager.max_headers_count as usize)
+        .title_case_headers(manager.http1.proper_case);
+    builder
+}
+
+fn h2_builder(manager: &HttpManager) -> http2::Builder<LocalSpawn> {
+    let options = &manager.http2;
+    let mut builder = http2::Builder::new(LocalSpawn);
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(options.max_concurrent_streams)
+        .initial_stream_window_size(options.stream_window)
+        .initial_connection_window_size(options.connection_window)
+        .max_header_list_size(manager.max_request_headers_bytes)
+        .max_pending_accept_reset_streams(MAX_RESETS)
+        .max_local_error_reset_streams(MAX_RESETS);
+    if options.allow_connect {
+        builder.enable_connect_protocol();
+    }
+    if let Some((interval, limit)) = options.keepalive {
+        builder.keep_alive_interval(interval).keep_alive_timeout(limit);
+    }
+    builder
+}
+
+/// A connection under its limits: idle time, time for a head, its whole life, drain.
+struct Guarded<'a> {
+    shared: &'a HttpConnection,
+}
+
+/// Why a connection is brought to its end from this side.
+enum Stop {
+    /// Nothing happens on it any more.
+    Now,
+    /// What is under way may finish.
+    Gracefully,
+}
+
+impl Guarded<'_> {
+    async fn run<C>(
+        self,
+        connection: C,
+        mut drain: watch::Receiver<bool>,
+        shut_down: fn(Pin<&mut C>),
+    ) -> hyper::Result<()>
+    where
+        C: Future<Output = hyper::Result<()>>,
+    {
+        let mut connection = pin!(connection);
+        let began = Instant::now();
+        let mut look = pin!(tokio::time::sleep(self.first_look()));
+        let mut deadline: Option<Instant> = None;
+        loop {
+            tokio::select! {
+                biased;
+                result = connection.as_mut() => return result,
+                changed = drain.wait_for(|drain| *drain), if deadline.is_none() => {
+                    drop(changed);
+                    deadline = Some(self.begin_drain(connection.as_mut(), shut_down));
+                    look.as_mut().reset(deadline.unwrap_or(began).min(Instant::now() + LOOK));
+                }
+                () = look.as_mut() => {
+                    match self.judge(began, deadline) {
+                        Some(Stop::Now) => return Ok(()),
+                        Some(Stop::Gracefully) if deadline.is_none() => {
+                            deadline = Some(self.begin_drain(connection.as_mut(), shut_down));
+                        }
+                        _ => {}
+                    }
+                    look.as_mut().reset(Instant::now() + LOOK);
+                }
+            }
+        }
+    }
+
+    fn first_look(&self) -> Duration {
+        let manager = &self.shared.manager;
+        let limits = [manager.idle_timeout, manager.request_headers_timeout, manager.max_connection_duration];
+        limits.into_iter().flatten().min().map_or(LOOK, |least| least.min(LOOK)).max(Duration::from_millis(50))
+    }
+
+    fn begin_drain<C>(&self, connection: Pin<&mut C>, shut_down: fn(Pin<&mut C>)) -> Instant {
+        self.shared.draining.set(true);
+        shut_down(connection);
+        Instant::now() + DRAIN_LIMIT
+    }
+
+    fn judge(&self, began: Instant, deadline: Option<Instant>) -> Option<Stop> {
+        let now = Instant::now();
+        let manager = &self.shared.manager;
+        if deadline.is_some_and(|deadline| now >= deadline) {
+            return Some(Stop::Now);
+        }
+        if manager.max_connection_duration.is_some_and(|limit| now >= began + limit) {
+            return Some(Stop::Gracefully);
+        }
+        if self.shared.active.get() > 0 {
+            return None;
+        }
+        let quiet = now.duration_since(self.shared.quiet_since.get());
+        let limit = if self.shared.served.get() == 0 {
+            // A client that connected and sent no whole head yet.
+            [manager.request_headers_timeout, manager.idle_timeout].into_iter().flatten().min()
+        } else {
+            manager.idle_timeout
+        };
+        limit.is_some_and(|limit| quiet >= limit).then_some(if self.shared.served.get() == 0 {
+            Stop::Now
+        } else {
+            Stop::Gracefully
+        })
+    }
+}

@@ -1,0 +1,133 @@
+//! Opening upstream connections: source address, mark, keepalive, a time limit, TLS.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::pki_types::ServerName;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpSocket, UnixStream};
+use tokio::time::{Instant, timeout_at};
+use tokio_rustls::TlsConnector;
+
+use engine::listener::{SocketOption, SocketValue, TcpKeepalive as Keepalive};
+
+use super::option;
+use super::stream::{Raw, Socket, Stream};
+
+/// Where to connect to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// TCP.
+    Tcp(SocketAddr),
+    /// A Unix stream socket; a leading `@` means the abstract namespace.
+    Unix(Arc<Path>),
+}
+
+/// How to connect.
+#[derive(Debug, Clone)]
+pub struct DialOptions<'a> {
+    /// Address to connect from; port 0: any.
+    pub source: Option<SocketAddr>,
+    /// Raw options set before connecting, such as `SO_MARK`, the guard against being redirected to oneself.
+    pub options: &'a [SocketOption],
+    /// TCP keepalive; `None`: off.
+    pub keepalive: Option<Keepalive>,
+    /// How long connecting and the TLS handshake may take together.
+    pub timeout: Duration,
+    /// TLS, with the name of the server.
+    pub tls: Option<(Arc<rustls::ClientConfig>, ServerName<'static>)>,
+}
+
+/// Why no connection came to be.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// The socket could not be connected.
+    #[error("{0}")]
+    Connect(io::Error),
+    /// `timeout` was over.
+    #[error("connection timeout")]
+    Timeout,
+    /// The TLS handshake failed.
+    #[error("TLS error: {0}")]
+    Tls(io::Error),
+}
+
+/// Connects, and does the TLS handshake where there is one.
+///
+/// # Errors
+/// [`DialError`].
+pub async fn dial(target: &Target, options: DialOptions<'_>) -> Result<Stream, DialError> {
+    let deadline = Instant::now() + options.timeout;
+    let socket = match timeout_at(deadline, connect(target, &options)).await {
+        Ok(result) => result.map_err(DialError::Connect)?,
+        Err(_) => return Err(DialError::Timeout),
+    };
+    let raw = Raw::new(socket);
+    let Some((config, name)) = options.tls else { return Ok(Stream::Plain(raw)) };
+    let handshake = TlsConnector::from(config).connect(name, raw);
+    match timeout_at(deadline, handshake).await {
+        Ok(Ok(tls)) => Ok(Stream::Tls(Box::new(tls.into()))),
+        Ok(Err(error)) => Err(DialError::Tls(error)),
+        Err(_) => Err(DialError::Timeout),
+    }
+}
+
+async fn connect(target: &Target, options: &DialOptions<'_>) -> io::Result<Socket> {
+    match target {
+        Target::Tcp(address) => connect_tcp(*address, options).await,
+        Target::Unix(path) => connect_unix(path).await,
+    }
+}
+
+async fn connect_tcp(address: SocketAddr, options: &DialOptions<'_>) -> io::Result<Socket> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    for SocketOption { level, name, value } in options.options {
+        match value {
+            SocketValue::Int(value) => option::set_int(&socket, *level, *name, *value)?,
+            SocketValue::Bytes(value) => option::set_bytes(&socket, *level, *name, value)?,
+        }
+    }
+    if let Some(keepalive) = options.keepalive {
+        SockRef::from(&socket).set_tcp_keepalive(&system_keepalive(keepalive))?;
+    }
+    if let Some(source) = options.source.filter(|source| source.is_ipv4() == address.is_ipv4()) {
+        if source.port() == 0 && source.is_ipv4() {
+            // The port is chosen at connect, by the whole four-tuple, so that ports are not used up.
+            let _ = option::bind_address_no_port(&socket);
+        }
+        if !source.ip().is_unspecified() || source.port() != 0 {
+            socket.bind(source)?;
+        }
+    }
+    let stream = socket.connect(address).await?;
+    stream.set_nodelay(true)?;
+    Ok(Socket::Tcp(stream))
+}
+
+fn system_keepalive(keepalive: Keepalive) -> TcpKeepalive {
+    let mut system = TcpKeepalive::new();
+    if let Some(time) = keepalive.time {
+        system = system.with_time(time);
+    }
+    if let Some(interval) = keepalive.interval {
+        system = system.with_interval(interval);
+    }
+    if let Some(probes) = keepalive.probes {
+        system = system.with_retries(probes);
+    }
+    system
+}
+
+async fn connect_unix(path: &Path) -> io::Result<Socket> {
+    use std::os::linux::net::SocketAddrExt;
+    if let Some(name) = path.to_str().and_then(|path| path.strip_prefix('@')) {
+        let address = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
+        let stream = std::os::unix::net::UnixStream::connect_addr(&address)?;
+        stream.set_nonblocking(true)?;
+        return Ok(Socket::Unix(UnixStream::from_std(stream)?));
+    }
+    UnixStream::connect(path).await.map(Socket::Unix)
+}

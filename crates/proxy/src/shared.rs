@@ -1,0 +1,48 @@
+//! What all workers see: the plan, the TLS contexts, the process's age and numbers.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use engine::{Moment, Plan};
+
+use crate::report::Watchtower;
+use crate::tls::Contexts;
+
+/// State shared by workers, configuration and administration. Nothing in it is locked per request.
+#[derive(Debug)]
+pub struct Shared {
+    /// The configuration in force; loaded once per exchange.
+    pub plan: ArcSwap<Plan>,
+    /// TLS configurations built from the plan's contexts and the secrets of the moment.
+    pub tls: Contexts,
+    /// What all workers report to.
+    pub tower: Arc<Watchtower>,
+    /// When the process began; [`Moment`]s count from here.
+    pub started: Instant,
+    connections: AtomicU64,
+}
+
+impl Shared {
+    /// Fresh state around a first plan.
+    pub fn new(plan: Arc<Plan>, tower: Arc<Watchtower>) -> Arc<Self> {
+        Arc::new(Self {
+            plan: ArcSwap::new(plan),
+            tls: Contexts::default(),
+            tower,
+            started: Instant::now(),
+            connections: AtomicU64::new(0),
+        })
+    }
+
+    /// The time now, as the engine counts it.
+    pub fn now(&self) -> Moment {
+        Moment::at(self.started.elapsed())
+    }
+
+    /// A number for a new connection, unique in this process.
+    pub fn connection_id(&self) -> u64 {
+        self.connections.fetch_add(1, Ordering::Relaxed)
+    }
+}

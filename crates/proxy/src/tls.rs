@@ -1,0 +1,428 @@
+//! From the plan's TLS contexts and the secrets of the moment to rustls configurations, kept until either changes.
+//!
+//! A new certificate goes into the key slot that all configurations of the secret share: new handshakes take it, nothing
+//! is rebuilt. New roots or rules make the configurations that use them be built anew at the next handshake.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use engine::matcher::StringPattern;
+use engine::tls::{
+    Certificate, CertificateSource, DataSource, DownstreamTls, SanKind, SanMatcher, Secret, SecretRef, TlsCommon,
+    TlsVersion, UpstreamTls, Validation,
+};
+use hashbrown::HashMap;
+use identity::tls as rust_tls;
+use parking_lot::Mutex;
+use rust_tls::{ClientAuth, ClientSettings, Credentials, KeySlot, NameCheck, ServerSettings, TlsFloor, TrustBundle};
+use rustls::pki_types::ServerName;
+
+/// Why there is no TLS configuration.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Problem {
+    /// A secret has not been delivered yet.
+    #[error("secret `{0}` has not been delivered yet")]
+    Missing(String),
+    /// A file or variable cannot be read.
+    #[error("{what}: {reason}")]
+    Unreadable {
+        /// Which file or variable.
+        what: String,
+        /// What the system said.
+        reason: String,
+    },
+    /// Certificate, key or roots are wrong.
+    #[error("{0}")]
+    Material(#[from] rust_tls::MaterialError),
+    /// The combination is not possible.
+    #[error("{0}")]
+    Build(#[from] rust_tls::BuildError),
+    /// A matcher is wrong.
+    #[error("subject alternative name matcher: {0}")]
+    Matcher(String),
+}
+
+/// The two faces of a server's configuration.
+#[derive(Debug, Clone)]
+pub struct ServerTls {
+    /// For clients that share an ALPN protocol with us.
+    pub with_alpn: Arc<rustls::ServerConfig>,
+    /// For clients that share none: like Envoy, the handshake goes on without a protocol.
+    pub without_alpn: Arc<rustls::ServerConfig>,
+    /// The protocols of `with_alpn`.
+    pub alpn: Arc<[Arc<str>]>,
+}
+
+/// A client's configuration.
+#[derive(Debug, Clone)]
+pub struct ClientTls {
+    /// The configuration.
+    pub config: Arc<rustls::ClientConfig>,
+    /// Differs whenever the configuration differs; part of pool keys.
+    pub number: u64,
+    /// Whether it presents a certificate.
+    pub mutual: bool,
+}
+
+/// All TLS configurations and secrets of the process.
+#[derive(Default)]
+pub struct Contexts {
+    inner: Mutex<Inner>,
+}
+
+impl std::fmt::Debug for Contexts {
+    /// Never prints secrets.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Contexts").finish_non_exhaustive()
+    }
+}
+
+#[derive(Default)]
+struct Inner {
+    secrets: HashMap<SecretRef, Secret>,
+    slots: HashMap<SecretRef, Arc<KeySlot>>,
+    files: HashMap<CertificateFiles, FileSlot>,
+    /// Files of roots and lists that were read, with their time of change.
+    watched: HashMap<Arc<std::path::Path>, Option<SystemTime>>,
+    generation: u64,
+    numbers: u64,
+    servers: HashMap<usize, Kept<DownstreamTls, ServerTls>>,
+    clients: HashMap<usize, Kept<UpstreamTls, ClientTls>>,
+}
+
+/// A configuration with the context it was built from (held, so that its address stays its own).
+struct Kept<C, T> {
+    context: Arc<C>,
+    generation: u64,
+    built: Result<T, Problem>,
+}
+
+type CertificateFiles = (Arc<std::path::Path>, Arc<std::path::Path>);
+
+struct FileSlot {
+    slot: Arc<KeySlot>,
+    certificate: Arc<Certificate>,
+    changed: (Option<SystemTime>, Option<SystemTime>),
+}
+
+impl Contexts {
+    /// Takes a secret as it was delivered.
+    ///
+    /// # Errors
+    /// The material is wrong; what was there before stays in force.
+    pub fn put(&self, name: &SecretRef, secret: Secret) -> Result<(), Problem> {
+        let mut inner = self.inner.lock();
+        if inner.secrets.get(name) == Some(&secret) {
+            return Ok(());
+        }
+        let rebuild = match &secret {
+            Secret::Certificate(certificate) => {
+                let credentials = credentials(certificate)?;
+                let fresh = !inner.slots.contains_key(name);
+                inner.slots.entry(name.clone()).or_insert_with(KeySlot::empty).set(vec![credentials]);
+                fresh
+            }
+            Secret::Validation(validation) => {
+                trust_of(validation, &mut HashMap::new())?;
+                true
+            }
+        };
+        inner.secrets.insert(name.clone(), secret);
+        inner.generation += u64::from(rebuild);
+        Ok(())
+    }
+
+    /// Whether a secret has been delivered.
+    pub fn has(&self, name: &SecretRef) -> bool {
+        self.inner.lock().secrets.contains_key(name)
+    }
+
+    /// The certificates in use, for administration: the secret's name and the credentials.
+    pub fn certificates(&self) -> Vec<(String, Arc<Credentials>)> {
+        let inner = self.inner.lock();
+        let named = inner.slots.iter().flat_map(|(name, slot)| {
+            slot.current()
+                .iter()
+                .map(|credentials| (name.name.to_string(), Arc::clone(credentials)))
+                .collect::<Vec<_>>()
+        });
+        let files = inner.files.iter().flat_map(|((chain, _), file)| {
+            let path = chain.display().to_string();
+            file.slot.current().iter().map(|c| (path.clone(), Arc::clone(c))).collect::<Vec<_>>()
+        });
+        named.chain(files).collect()
+    }
+
+    /// The configuration of a filter chain.
+    ///
+    /// # Errors
+    /// [`Problem`]; the connection is refused, and asked again at the next one.
+    pub fn server(&self, context: &Arc<DownstreamTls>) -> Result<ServerTls, Problem> {
+        let mut inner = self.inner.lock();
+        let key = Arc::as_ptr(context) as usize;
+        let generation = inner.generation;
+        if let Some(kept) = inner.servers.get(&key)
+            && kept.generation == generation
+            && Arc::ptr_eq(&kept.context, context)
+        {
+            return kept.built.clone();
+        }
+        let built = inner.build_server(context);
+        inner.servers.retain(|_, kept| Arc::strong_count(&kept.context) > 1);
+        inner.servers.insert(key, Kept { context: Arc::clone(context), generation, built: built.clone() });
+        built
+    }
+
+    /// The configuration towards a cluster.
+    ///
+    /// # Errors
+    /// As [`Contexts::server`].
+    pub fn client(&self, context: &Arc<UpstreamTls>) -> Result<ClientTls, Problem> {
+        let mut inner = self.inner.lock();
+        let key = Arc::as_ptr(context) as usize;
+        let generation = inner.generation;
+        if let Some(kept) = inner.clients.get(&key)
+            && kept.generation == generation
+            && Arc::ptr_eq(&kept.context, context)
+        {
+            return kept.built.clone();
+        }
+        let built = inner.build_client(context);
+        inner.clients.retain(|_, kept| Arc::strong_count(&kept.context) > 1);
+        inner.clients.insert(key, Kept { context: Arc::clone(context), generation, built: built.clone() });
+        built
+    }
+
+    /// Reads certificate and root files anew that changed on disk since they were read.
+    pub fn refresh_files(&self) {
+        let mut inner = self.inner.lock();
+        for (files, file) in &mut inner.files {
+            let changed = (modified(&files.0), modified(&files.1));
+            if changed == file.changed {
+                continue;
+            }
+            match credentials(&file.certificate) {
+                Ok(credentials) => {
+                    file.slot.set(vec![credentials]);
+                    file.changed = changed;
+                    tracing::info!(chain = %files.0.display(), "certificate read anew");
+                }
+                // The writer may be between two files: the old pair stays, and the next look decides.
+                Err(problem) => tracing::debug!(chain = %files.0.display(), %problem, "certificate not usable yet"),
+            }
+        }
+        let stale: Vec<_> = inner
+            .watched
+            .iter()
+            .filter(|(path, at)| modified(path) != **at)
+            .map(|(path, _)| Arc::clone(path))
+            .collect();
+        if !stale.is_empty() {
+            for path in stale {
+                let at = modified(&path);
+                inner.watched.insert(path, at);
+            }
+            inner.generation += 1;
+        }
+    }
+}
+
+impl Inner {
+    fn build_server(&mut self, context: &DownstreamTls) -> Result<ServerTls, Problem> {
+        let common = &context.common;
+        let (trust, names, revocation) = self.validation(common)?;
+        let client_auth = match (&trust, context.require_client_certificate) {
+            (None, _) => ClientAuth::None,
+            (Some(_), true) => ClientAuth::Require,
+            (Some(_), false) => ClientAuth::Request,
+        };
+        let alpn: Arc<[Arc<str>]> = common.alpn.iter().cloned().collect();
+        let mut settings = ServerSettings {
+            keys: self.keys(common)?.unwrap_or_default(),
+            client_auth,
+            trust: trust.unwrap_or_default(),
+            names,
+            revocation,
+            alpn: alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect(),
+            floor: floor(common),
+            ..ServerSettings::default()
+        };
+        let with_alpn = rust_tls::server_config(&settings)?;
+        settings.alpn.clear();
+        let without_alpn = rust_tls::server_config(&settings)?;
+        Ok(ServerTls { with_alpn, without_alpn, alpn })
+    }
+
+    fn build_client(&mut self, context: &UpstreamTls) -> Result<ClientTls, Problem> {
+        let common = &context.common;
+        let (trust, mut names, revocation) = self.validation(common)?;
+        if context.auto_sni_san_validation {
+            names = NameCheck::ServerName;
+        }
+        let keys = self.keys(common)?;
+        let mutual = keys.is_some();
+        let settings = ClientSettings {
+            keys,
+            trust: trust.unwrap_or_default(),
+            names,
+            revocation,
+            alpn: common.alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect(),
+            floor: floor(common),
+            send_server_name: context.sni.is_some() || context.auto_host_sni,
+            ..ClientSettings::default()
+        };
+        let config = rust_tls::client_config(&settings)?;
+        self.numbers += 1;
+        Ok(ClientTls { config, number: self.numbers, mutual })
+    }
+
+    fn keys(&mut self, common: &TlsCommon) -> Result<Option<Arc<KeySlot>>, Problem> {
+        match common.certificates.as_slice() {
+            [] => Ok(None),
+            [one] => self.slot(one).map(Some),
+            several => {
+                let mut all = Vec::new();
+                for source in several {
+                    all.extend(self.slot(source)?.current().iter().cloned());
+                }
+                let slot = KeySlot::empty();
+                slot.set(all);
+                Ok(Some(slot))
+            }
+        }
+    }
+
+    fn slot(&mut self, source: &CertificateSource) -> Result<Arc<KeySlot>, Problem> {
+        match source {
+            CertificateSource::Secret(name) => {
+                self.slots.get(name).cloned().ok_or_else(|| Problem::Missing(name.name.to_string()))
+            }
+            CertificateSource::Inline(certificate) => match (&certificate.chain, &certificate.key) {
+                (DataSource::File(chain), DataSource::File(key)) => self.file_slot(chain, key, certificate),
+                _ => Ok(KeySlot::with(credentials(certificate)?)),
+            },
+        }
+    }
+
+    fn file_slot(
+        &mut self,
+        chain: &Arc<std::path::Path>,
+        key: &Arc<std::path::Path>,
+        certificate: &Arc<Certificate>,
+    ) -> Result<Arc<KeySlot>, Problem> {
+        let files = (Arc::clone(chain), Arc::clone(key));
+        if let Some(file) = self.files.get(&files) {
+            return Ok(Arc::clone(&file.slot));
+        }
+        let changed = (modified(chain), modified(key));
+        let slot = KeySlot::with(credentials(certificate)?);
+        let file = FileSlot { slot: Arc::clone(&slot), certificate: Arc::clone(certificate), changed };
+        self.files.insert(files, file);
+        Ok(slot)
+    }
+
+    #[allow(clippy::type_complexity)] // Three parts of one settings value, taken apart at once.
+    fn validation(
+        &mut self,
+        common: &TlsCommon,
+    ) -> Result<(Option<Vec<TrustBundle>>, NameCheck, Option<Arc<rust_tls::Revocation>>), Problem> {
+        let Some(own) = &common.validation else { return Ok((None, NameCheck::ChainOnly, None)) };
+        let delivered = match &own.secret {
+            None => None,
+            Some(name) => match self.secrets.get(name) {
+                Some(Secret::Validation(validation)) => Some(Arc::clone(validation)),
+                _ => return Err(Problem::Missing(name.name.to_string())),
+            },
+        };
+        let mut trust = trust_of(own, &mut self.watched)?;
+        let mut matchers: Vec<&SanMatcher> = own.sans.iter().collect();
+        let mut crl = own.crl.as_ref();
+        if let Some(delivered) = &delivered {
+            trust.extend(trust_of(delivered, &mut self.watched)?);
+            matchers.extend(&delivered.sans);
+            crl = crl.or(delivered.crl.as_ref());
+        }
+        let names = if matchers.is_empty() {
+            NameCheck::ChainOnly
+        } else {
+            NameCheck::OneOf(matchers.into_iter().map(san_matcher).collect::<Result<_, _>>()?)
+        };
+        let revocation = match crl {
+            None => None,
+            Some(source) => {
+                note(source, &mut self.watched);
+                Some(rust_tls::Revocation::from_pem(&read(source)?, own.only_leaf_crl)?)
+            }
+        };
+        Ok((Some(trust), names, revocation))
+    }
+}
+
+/// Name for the handshake where the context sends none.
+pub fn server_name(sni: Option<&str>) -> ServerName<'static> {
+    sni.and_then(|name| ServerName::try_from(name.to_owned()).ok())
+        .unwrap_or_else(|| ServerName::IpAddress(std::net::IpAddr::from([127, 0, 0, 1]).into()))
+}
+
+fn floor(common: &TlsCommon) -> TlsFloor {
+    match common.min_version {
+        Some(TlsVersion::V1_3) => TlsFloor::V1_3,
+        _ => TlsFloor::V1_2,
+    }
+}
+
+fn trust_of(
+    validation: &Validation,
+    watched: &mut HashMap<Arc<std::path::Path>, Option<SystemTime>>,
+) -> Result<Vec<TrustBundle>, Problem> {
+    let Some(source) = &validation.roots else { return Ok(Vec::new()) };
+    note(source, watched);
+    Ok(vec![TrustBundle::for_any_name(&read(source)?)?])
+}
+
+fn note(source: &DataSource, watched: &mut HashMap<Arc<std::path::Path>, Option<SystemTime>>) {
+    if let DataSource::File(path) = source {
+        watched.insert(Arc::clone(path), modified(path));
+    }
+}
+
+fn san_matcher(matcher: &SanMatcher) -> Result<rust_tls::SanMatcher, Problem> {
+    let kind = match matcher.kind {
+        None => rust_tls::NameKind::Any,
+        Some(SanKind::Uri) => rust_tls::NameKind::Uri,
+        Some(SanKind::Dns) => rust_tls::NameKind::Dns,
+        Some(SanKind::Email) => rust_tls::NameKind::Email,
+        Some(SanKind::Ip) => rust_tls::NameKind::Ip,
+    };
+    let text = match &matcher.matcher.pattern {
+        StringPattern::Exact(text) => rust_tls::TextMatch::Exact(text.to_string()),
+        StringPattern::Prefix(text) => rust_tls::TextMatch::Prefix(text.to_string()),
+        StringPattern::Suffix(text) => rust_tls::TextMatch::Suffix(text.to_string()),
+        StringPattern::Contains(text) => rust_tls::TextMatch::Contains(text.to_string()),
+        StringPattern::Regex(pattern) => {
+            rust_tls::TextMatch::regex(pattern.source()).map_err(|error| Problem::Matcher(error.to_string()))?
+        }
+    };
+    Ok(rust_tls::SanMatcher { kind, text, ignore_case: matcher.matcher.ignore_case })
+}
+
+fn credentials(certificate: &Certificate) -> Result<Arc<Credentials>, Problem> {
+    Ok(Credentials::from_pem(&read(&certificate.chain)?, &read(&certificate.key)?)?)
+}
+
+fn read(source: &DataSource) -> Result<bytes::Bytes, Problem> {
+    match source {
+        DataSource::Inline(bytes) => Ok(bytes.clone()),
+        DataSource::File(path) => std::fs::read(path)
+            .map(Into::into)
+            .map_err(|error| Problem::Unreadable { what: path.display().to_string(), reason: error.to_string() }),
+        DataSource::Environment(name) => std::env::var(&**name).map(Into::into).map_err(|error| Problem::Unreadable {
+            what: format!("environment variable {name}"),
+            reason: error.to_string(),
+        }),
+    }
+}
+
+fn modified(path: &std::path::Path) -> Option<SystemTime> {
+    std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok()
+}

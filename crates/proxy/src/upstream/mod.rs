@@ -1,0 +1,6 @@
+//! The upstream side: pools of connections and how an endpoint is reached.
+
+pub mod failure;
+pub mod original;
+pub mod pool;
+pub mod reach;

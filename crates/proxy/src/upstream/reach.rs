@@ -1,0 +1,405 @@
+//! Reaching an endpoint: a pooled connection, or a new one within the cluster's limits.
+
+use std::future::Future;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use engine::circuit::{self, Resource, Slot};
+use engine::cluster::UpstreamProtocol;
+use engine::routes::Priority;
+use engine::tls::UpstreamTls;
+use engine::{Address, Cluster, Endpoint};
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::lookup_host;
+
+use super::failure::{Failure, Kind};
+use super::pool::{H1, Key, Link, Pool, Stream as H2Stream};
+use crate::http::body::UpBody;
+use crate::net::dial::{DialError, DialOptions, Target, dial};
+use crate::net::stream::Stream;
+use crate::tls::server_name;
+use crate::worker::Worker;
+
+/// Most bytes of an upstream response's head; beyond it the answer is a protocol error.
+const MAX_RESPONSE_HEAD: usize = 64 * 1024;
+
+/// A connection on which one request can be sent.
+#[derive(Debug)]
+pub enum Via {
+    /// An HTTP/1 connection of its own.
+    H1(H1),
+    /// A stream of an HTTP/2 connection.
+    H2(H2Stream),
+}
+
+impl Via {
+    /// What is known about the connection.
+    pub fn link(&self) -> &Rc<Link> {
+        match self {
+            Self::H1(h1) => &h1.link,
+            Self::H2(stream) => stream.link(),
+        }
+    }
+}
+
+/// Whom to reach, and for whom.
+#[derive(Debug, Clone, Copy)]
+pub struct Want<'a> {
+    /// The cluster.
+    pub cluster: &'a Arc<Cluster>,
+    /// The endpoint that was picked.
+    pub endpoint: &'a Arc<Endpoint>,
+    /// Which circuit limits count.
+    pub priority: Priority,
+    /// The client speaks HTTP/2.
+    pub downstream_h2: bool,
+    /// The request's authority, for clusters that take the server name from it.
+    pub authority: &'a str,
+    /// Do not use a kept-alive connection: the last one turned out to be dead.
+    pub fresh: bool,
+    /// The request asks for an upgrade, which only HTTP/1 has here.
+    pub upgrade: bool,
+}
+
+/// A way to an endpoint.
+#[derive(Debug)]
+pub struct Way {
+    /// The connection.
+    pub via: Via,
+    /// Where an HTTP/1 connection goes back to.
+    pub pool: Rc<Pool>,
+    /// Whether the connection served an exchange before.
+    pub reused: bool,
+}
+
+impl Way {
+    /// Gives an HTTP/1 connection back to its pool after a whole exchange.
+    pub fn give_back(self) {
+        if let Via::H1(h1) = self.via {
+            self.pool.give_back(h1);
+        }
+    }
+}
+
+/// Takes a connection from the pool or makes one.
+///
+/// # Errors
+/// [`Failure`]: no room, no connection, no secrets.
+pub async fn reach(worker: &Rc<Worker>, want: Want<'_>) -> Result<Way, Failure> {
+    let config = &want.cluster.config;
+    let tls = want.cluster.transport(want.endpoint);
+    let h2 = match config.protocol {
+        UpstreamProtocol::Http1 => Some(false),
+        UpstreamProtocol::Http2 => Some(true),
+        UpstreamProtocol::Downstream => Some(want.downstream_h2),
+        UpstreamProtocol::Auto => tls.is_none().then_some(false),
+    };
+    let h2 = if want.upgrade { Some(false) } else { h2 };
+    let target = target(&want.endpoint.address).await?;
+    let server_name = tls.filter(|tls| tls.auto_host_sni).map(|_| Arc::from(host_of(want.authority)));
+    let key = Key {
+        cluster: config.version,
+        target,
+        transport: tls.map_or(0, |tls| Arc::as_ptr(tls) as u64),
+        server_name,
+        h2,
+    };
+    let pool = worker.pools.of(&key);
+    pool.set_idle_timeout(config.idle_timeout);
+    let reaching = Reaching { worker, want, tls, key: &key, pool: &pool };
+    match h2 {
+        Some(false) => reaching.h1().await,
+        Some(true) | None => reaching.shared().await,
+    }
+}
+
+/// The socket address of an endpoint; names are resolved here only where configuration-time resolution does not apply.
+async fn target(address: &Address) -> Result<Target, Failure> {
+    match address {
+        Address::Socket(address) => Ok(Target::Tcp(*address)),
+        Address::Unix(path) => Ok(Target::Unix(Arc::clone(path))),
+        Address::Name { host, port } => {
+            let found = lookup_host((&**host, *port)).await.ok().and_then(|mut all| all.next());
+            found.map(Target::Tcp).ok_or_else(|| Failure::connect("name resolution failed"))
+        }
+    }
+}
+
+fn host_of(authority: &str) -> &str {
+    if let Some(end) = authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        return end.0;
+    }
+    authority.rsplit_once(':').map_or(authority, |(host, _)| host)
+}
+
+struct Reaching<'a> {
+    worker: &'a Rc<Worker>,
+    want: Want<'a>,
+    tls: Option<&'a Arc<UpstreamTls>>,
+    key: &'a Key,
+    pool: &'a Rc<Pool>,
+}
+
+impl Reaching<'_> {
+    async fn h1(&self) -> Result<Way, Failure> {
+        if !self.want.fresh
+            && let Some(h1) = self.pool.take_idle().await
+        {
+            return Ok(self.way(Via::H1(h1), true));
+        }
+        let pending = self.take(Resource::Pending).ok_or(Kind::Overflow)?;
+        let slot = match self.connection_slot() {
+            Ok(slot) => slot,
+            Err(()) => {
+                let waited = self.pool.wait().await;
+                let h1 = waited.map_err(|_| Failure::from(Kind::Termination))?;
+                return Ok(self.way(Via::H1(h1), true));
+            }
+        };
+        let opened = self.open(slot).await?;
+        drop(pending);
+        let h1 = self.handshake_h1(opened).await?;
+        Ok(self.way(Via::H1(h1), false))
+    }
+
+    /// HTTP/2, or whatever ALPN agrees on.
+    async fn shared(&self) -> Result<Way, Failure> {
+        let mut pending = None;
+        loop {
+            if let Some(stream) = self.pool.take_stream() {
+                return Ok(self.way(Via::H2(stream), true));
+            }
+            if self.key.h2.is_none()
+                && !self.want.fresh
+                && let Some(h1) = self.pool.take_idle().await
+            {
+                return Ok(self.way(Via::H1(h1), true));
+            }
+            if pending.is_none() {
+                pending = Some(self.take(Resource::Pending).ok_or(Kind::Overflow)?);
+            }
+            if !self.pool.is_connecting() {
+                break;
+            }
+            if let Some(failure) = self.pool.connected().await {
+                return Err(failure);
+            }
+        }
+        let connecting = self.pool.begin_connecting();
+        let made = self.make_shared().await;
+        drop(pending);
+        connecting.done(made.as_ref().err());
+        made
+    }
+
+    async fn make_shared(&self) -> Result<Way, Failure> {
+        let slot = self.connection_slot().unwrap_or_default();
+        let opened = self.open(slot).await?;
+        let h2 = self.key.h2.unwrap_or_else(|| {
+            opened.stream.tls().and_then(rustls::CommonState::alpn_protocol).is_some_and(|agreed| agreed == b"h2")
+        });
+        if !h2 {
+            let h1 = self.handshake_h1(opened).await?;
+            return Ok(self.way(Via::H1(h1), false));
+        }
+        let config = &self.want.cluster.config;
+        let options = &config.http2;
+        let mut builder = http2::Builder::new(LocalSpawn);
+        builder
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(options.stream_window)
+            .initial_connection_window_size(options.connection_window)
+            .header_table_size(options.hpack_table_size)
+            .max_header_list_size(MAX_RESPONSE_HEAD as u32)
+            .max_concurrent_reset_streams(100);
+        if let Some((interval, limit)) = options.keepalive {
+            builder.keep_alive_interval(interval).keep_alive_timeout(limit).keep_alive_while_idle(true);
+        }
+        let Opened { stream, link, open } = opened;
+        let (sender, connection) =
+            builder.handshake(TokioIo::new(stream)).await.map_err(|error| handshake_failure(&error))?;
+        drive(connection, open);
+        let most = options.max_concurrent_streams;
+        let stream = self.pool.add_shared(sender, link, most, config.max_requests_per_connection);
+        Ok(self.way(Via::H2(stream), false))
+    }
+
+    async fn handshake_h1(&self, opened: Opened) -> Result<H1, Failure> {
+        let Opened { stream, link, open } = opened;
+        let mut builder = http1::Builder::new();
+        builder.max_buf_size(MAX_RESPONSE_HEAD.max(8192) * 2).max_headers(200);
+        builder.title_case_headers(self.want.cluster.config.http1.proper_case);
+        let (sender, connection) =
+            builder.handshake(TokioIo::new(stream)).await.map_err(|error| handshake_failure(&error))?;
+        drive(connection.with_upgrades(), open);
+        Ok(H1 { sender, link, served: 0 })
+    }
+
+    fn way(&self, mut via: Via, reused: bool) -> Way {
+        if let Via::H1(h1) = &mut via {
+            h1.served = h1.served.saturating_add(1);
+        }
+        Way { via, pool: Rc::clone(self.pool), reused }
+    }
+
+    fn take(&self, resource: Resource) -> Option<Slot> {
+        let cluster = self.want.cluster;
+        circuit::take(&cluster.state, cluster.config.limits(self.want.priority), self.want.priority, resource)
+    }
+
+    /// A unit of the connection limit; every worker may have one connection per endpoint beyond it (as in Envoy), else
+    /// who must wait would wait for another worker. `Err`: wait for a connection of this worker.
+    fn connection_slot(&self) -> Result<Option<Slot>, ()> {
+        let most = self.want.cluster.config.per_host_connections;
+        let host_full = most.is_some_and(|most| self.want.endpoint.state.connections.load(Ordering::Relaxed) >= most);
+        let slot = if host_full { None } else { self.take(Resource::Connections) };
+        match slot {
+            Some(slot) => Ok(Some(slot)),
+            None if self.pool.open_connections() == 0 => Ok(None),
+            None => Err(()),
+        }
+    }
+
+    async fn open(&self, slot: Option<Slot>) -> Result<Opened, Failure> {
+        let endpoint = self.want.endpoint;
+        let tls = self.tls.map(|context| self.client_tls(context)).transpose()?;
+        let open = Open::begin(self.pool, endpoint, slot);
+        let stream = connect(self.want.cluster, &self.key.target, tls).await;
+        let stream = stream.inspect_err(|_| {
+            endpoint.state.connect_failures.fetch_add(1, Ordering::Relaxed);
+        })?;
+        let link = Rc::new(link_of(&stream));
+        Ok(Opened { stream, link, open })
+    }
+
+    fn client_tls(&self, context: &Arc<UpstreamTls>) -> Result<Tls, Failure> {
+        let client = self.worker.shared.tls.client(context);
+        let client = client.map_err(|problem| Failure::connect(&format!("TLS configuration: {problem}")))?;
+        let name = self.key.server_name.as_deref().or(context.sni.as_deref());
+        Ok((client.config, server_name(name)))
+    }
+}
+
+type Tls = (Arc<rustls::ClientConfig>, rustls::pki_types::ServerName<'static>);
+
+/// A connection to an endpoint of a cluster, as the cluster says.
+///
+/// # Errors
+/// [`Failure`] with what the transport said.
+pub async fn connect(cluster: &Cluster, target: &Target, tls: Option<Tls>) -> Result<Stream, Failure> {
+    let config = &cluster.config;
+    let options = DialOptions {
+        source: config.source_address,
+        options: &config.socket_options,
+        keepalive: config.keepalive,
+        timeout: config.connect_timeout,
+        tls,
+    };
+    dial(target, options).await.map_err(|error| match error {
+        DialError::Timeout => Kind::ConnectTimeout.into(),
+        DialError::Connect(error) => Failure::connect(&format!("delayed connect error: {}", system_text(&error))),
+        DialError::Tls(error) => Failure::connect(&format!("TLS_error: {error}")),
+    })
+}
+
+/// For raw TCP: a connection to an endpoint with its transport, outside of any pool.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_endpoint(
+    worker: &Worker,
+    cluster: &Arc<Cluster>,
+    endpoint: &Arc<Endpoint>,
+) -> Result<(Stream, Link), Failure> {
+    let target = target(&endpoint.address).await?;
+    let tls = match cluster.transport(endpoint) {
+        None => None,
+        Some(context) => {
+            let client = worker.shared.tls.client(context);
+            let client = client.map_err(|problem| Failure::connect(&format!("TLS configuration: {problem}")))?;
+            Some((client.config, server_name(context.sni.as_deref())))
+        }
+    };
+    let stream = connect(cluster, &target, tls).await?;
+    let link = link_of(&stream);
+    Ok((stream, link))
+}
+
+/// What the system says, without Rust's "(os error N)".
+fn system_text(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    text.split_once(" (os error").map_or(text.clone(), |(text, _)| text.to_owned())
+}
+
+fn link_of(stream: &Stream) -> Link {
+    let local = stream.raw().local();
+    let Some(state) = stream.tls() else { return Link { local, ..Link::default() } };
+    let identity =
+        identity::tls::facts(state, std::time::SystemTime::now()).ok().flatten().and_then(|facts| facts.identity);
+    let mtls = identity.is_some();
+    Link { local, identity: identity.map(|identity| identity.to_string().into()), mtls }
+}
+
+fn handshake_failure(error: &hyper::Error) -> Failure {
+    Failure { kind: Kind::Termination, transport: Some(error.to_string().into()) }
+}
+
+struct Opened {
+    stream: Stream,
+    link: Rc<Link>,
+    open: Open,
+}
+
+/// Counts a connection for as long as it is open.
+#[derive(Debug)]
+struct Open {
+    pool: Rc<Pool>,
+    endpoint: Arc<Endpoint>,
+    _slot: Option<Slot>,
+}
+
+impl Open {
+    fn begin(pool: &Rc<Pool>, endpoint: &Arc<Endpoint>, slot: Option<Slot>) -> Self {
+        pool.opened();
+        endpoint.state.connections.fetch_add(1, Ordering::Relaxed);
+        endpoint.state.connections_total.fetch_add(1, Ordering::Relaxed);
+        Self { pool: Rc::clone(pool), endpoint: Arc::clone(endpoint), _slot: slot }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.endpoint.state.connections.fetch_sub(1, Ordering::Relaxed);
+        self.pool.closed();
+    }
+}
+
+/// Runs a connection to its end in a task of its own.
+fn drive(connection: impl Future<Output = hyper::Result<()>> + 'static, open: Open) {
+    tokio::task::spawn_local(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(endpoint = %open.endpoint.address, %error, "upstream connection ended");
+        }
+        drop(open);
+    });
+}
+
+/// hyper's executor: tasks of the worker that asks.
+#[derive(Debug, Clone, Copy)]
+pub struct LocalSpawn;
+
+impl<F> hyper::rt::Executor<F> for LocalSpawn
+where
+    F: Future + 'static,
+{
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(async move {
+            future.await;
+        });
+    }
+}
+
+/// Keeps the body type in one place for the compiler's sake: hyper's senders are generic over it.
+pub type Request = http::Request<UpBody>;

@@ -1,0 +1,65 @@
+//! `tulle enter`: the hidden verb that puts a process into namespaces and becomes another program.
+
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+use node::enter::Enter;
+
+use crate::cli::Global;
+use crate::output::{self, Exit};
+
+/// Enter namespaces, then become another program (used by run and demo)
+#[derive(Debug, clap::Args)]
+#[command(
+    hide = true,
+    after_help = "Examples:\n  tulle enter --new-user --new-network -- ip link\n  \
+                                     tulle enter --network ns/web -- curl http://catalog:8080"
+)]
+pub(crate) struct Args {
+    /// Make a user namespace in which you are root
+    #[arg(long)]
+    new_user: bool,
+    /// Make a network namespace
+    #[arg(long)]
+    new_network: bool,
+    /// Make a mount namespace
+    #[arg(long)]
+    new_mounts: bool,
+    /// Enter the network namespace bound to this file
+    #[arg(long, value_name = "FILE")]
+    network: Option<PathBuf>,
+    /// Show this file as /etc/resolv.conf
+    #[arg(long, value_name = "FILE")]
+    resolv_conf: Option<PathBuf>,
+    /// Become this user
+    #[arg(long, value_name = "UID")]
+    user: Option<u32>,
+    /// The program and its arguments
+    #[arg(last = true, required = true)]
+    command: Vec<OsString>,
+}
+
+pub(crate) fn run(args: Args, _global: &Global) -> Exit {
+    let enter = Enter {
+        new_user: args.new_user,
+        new_network: args.new_network,
+        new_mounts: args.new_mounts,
+        network: args.network,
+        resolv_conf: args.resolv_conf,
+        user: args.user,
+    };
+    if let Err(error) = enter.enter() {
+        return output::fail(Exit::Forbidden, error, None);
+    }
+    let mut words = args.command.into_iter();
+    let Some(program) = words.next() else { return Exit::Usage };
+    let mut command = Command::new(&program);
+    command.args(words);
+    if let Some(user) = args.user {
+        command.uid(user).gid(user);
+    }
+    let error = command.exec();
+    output::fail(Exit::Unreachable, format!("cannot start {}: {error}", program.display()), None)
+}
