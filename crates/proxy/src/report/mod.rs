@@ -13,3 +13,6 @@ pub mod watchtower;
 
 pub use tally::{Flow, Site, Tally};
 pub use watchtower::Watchtower;
+
+#[cfg(test)]
+mod tests;

@@ -510,11 +510,8 @@ fn count_upstream(cells: &ClusterCells, record: &Record, status: u16) {
     if let Some(time) = record.upstream.service_time {
         cells.upstream_rq_time.observe_duration(time);
     }
-    if attempts > 1 {
-        cells.upstream_rq_retry.add(u64::from(attempts - 1));
-        if status != 0 && status < 500 {
-            cells.upstream_rq_retry_success.inc();
-        }
+    if attempts > 1 && status != 0 && status < 500 {
+        cells.upstream_rq_retry_success.inc();
     }
     if record.flags.is_empty() {
         return;
