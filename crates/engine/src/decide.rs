@@ -1,20 +1,30 @@
 //! The mesh's question: this caller wants that; may it, and where does it go?
 
+mod hash;
+mod redirect;
+mod timeouts;
+
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, StatusCode};
 
 use crate::cluster::Cluster;
+use crate::cors::Cors;
 use crate::dice::Dice;
 use crate::facts::Facts;
-use crate::fault::FaultHold;
-use crate::http_manager::HttpManager;
+use crate::fault::{FaultHold, FaultPolicy};
+use crate::http_manager::{HttpFilter, HttpFilterKind, HttpManager};
+use crate::matcher::HeaderKey;
 use crate::moment::Moment;
 use crate::plan::Plan;
-use crate::rbac::RbacReport;
+use crate::rbac::{self, HttpRbac, RbacReport, Subject};
 use crate::reply::{Flags, LocalReply};
-use crate::routes::{ForwardAction, Route, RouteAction, RouteTable, VirtualHost};
+use crate::routes::{
+    ClusterChoice, FilterOverride, ForwardAction, MirrorPolicy, RequireTls, Route, RouteAction, RouteTable, VirtualHost,
+    WeightedCluster, WeightedClusters,
+};
 
 /// The answer for one request.
 #[derive(Debug)]
@@ -29,6 +39,10 @@ pub struct Decision {
     pub rbac: Vec<RbacReport>,
     /// CORS headers to put on the response, whoever makes it.
     pub cors: Vec<(HeaderName, HeaderValue)>,
+    /// A cookie that the hash policy makes, for the response.
+    pub set_cookie: Option<HeaderValue>,
+    /// The answer is the route's own (direct response, redirect): the route's header changes apply to it.
+    pub answers_directly: bool,
     /// The route that matched, whatever then happened; for logs, metrics and header changes.
     pub matched: Option<Matched>,
     /// Response flags so far (`DI`).
@@ -55,6 +69,8 @@ pub struct Matched {
     pub route: Arc<Route>,
     /// Which of its weighted clusters, if it has such.
     pub weighted: Option<usize>,
+    /// No `x-envoy-*` headers are to be added (the router's `suppress_envoy_headers`).
+    pub plain: bool,
 }
 
 /// Where a request goes.
@@ -64,8 +80,6 @@ pub struct Forward {
     pub cluster: Arc<Cluster>,
     /// The route's hash of the request (ring hash, Maglev).
     pub hash: Option<u64>,
-    /// A cookie that the hash policy makes: put it on the response.
-    pub set_cookie: Option<HeaderValue>,
     /// Limit of the whole exchange, retries included; `None`: none.
     pub timeout: Option<Duration>,
     /// Idle limit of the exchange; `None`: none.
@@ -99,15 +113,257 @@ impl Matched {
 /// Decides. Filters run in the manager's order; then the route acts.
 #[must_use]
 pub fn decide(plan: &Plan, manager: &HttpManager, facts: &Facts<'_>, now: Moment, dice: &mut Dice) -> Decision {
-    let _ = (plan, manager, facts, now, dice);
-    let reply = LocalReply::error(http::StatusCode::NOT_FOUND, "", "route_not_found", Flags::NO_ROUTE_FOUND);
-    Decision {
-        outcome: Outcome::Reply(reply),
+    let _ = now; // Part of the contract: rate limits will need it.
+    let plain = manager.router.suppress_envoy_headers;
+    let matched = plan.routes_of(manager).and_then(|table| resolve(table, plain, facts, dice));
+    let mut decision = Decision {
+        outcome: Outcome::Reply(no_route()),
         delay: None,
         fault: None,
         rbac: Vec::new(),
         cors: Vec::new(),
-        matched: None,
+        set_cookie: None,
+        answers_directly: false,
+        matched,
         flags: Flags::NONE,
+    };
+    for filter in &manager.filters {
+        if let Some(reply) = run_filter(&mut decision, filter, facts, dice) {
+            decision.outcome = Outcome::Reply(reply);
+            return decision;
+        }
     }
+    if let Some(matched) = &decision.matched {
+        let (outcome, set_cookie) = act(plan, manager, matched, facts, dice);
+        decision.answers_directly = matches!(&outcome, Outcome::Reply(reply) if !reply.is_error);
+        decision.set_cookie = set_cookie;
+        decision.outcome = outcome;
+    }
+    decision
+}
+
+/// Finds the virtual host, the route, and the one of its clusters.
+fn resolve(table: &Arc<RouteTable>, plain: bool, facts: &Facts<'_>, dice: &mut Dice) -> Option<Matched> {
+    let host = table.host(facts.authority)?;
+    let route = host.index.find(&host.routes, facts, dice)?;
+    let weighted = match &route.action {
+        RouteAction::Forward(action) => match &action.clusters {
+            ClusterChoice::Weighted(several) => several.at(weighted_point(several, action, facts, dice)),
+            _ => None,
+        },
+        _ => None,
+    };
+    Some(Matched { table: table.clone(), host: host.clone(), route: route.clone(), weighted, plain })
+}
+
+fn weighted_point(several: &WeightedClusters, action: &ForwardAction, facts: &Facts<'_>, dice: &mut Dice) -> u64 {
+    let from_header = several.random_header.as_ref().and_then(|name| facts.headers.get(name));
+    if let Some(point) = from_header.and_then(|value| value.to_str().ok()).and_then(|text| text.trim().parse().ok()) {
+        return point;
+    }
+    let hashed = if several.use_hash { hash::of(&action.hash, facts).0 } else { None };
+    hashed.unwrap_or_else(|| dice.below(several.total))
+}
+
+/// Runs one filter; an answer ends the request.
+fn run_filter(
+    decision: &mut Decision,
+    filter: &HttpFilter,
+    facts: &Facts<'_>,
+    dice: &mut Dice,
+) -> Option<LocalReply> {
+    let setting = decision.matched.as_ref().and_then(|matched| matched.filter_override(&filter.name));
+    let off = match setting {
+        Some(FilterOverride::Disabled) => true,
+        None => filter.disabled,
+        Some(_) => false,
+    };
+    if off {
+        return None;
+    }
+    match (&filter.kind, setting) {
+        (HttpFilterKind::Rbac(own), setting) => {
+            let rbac = match setting {
+                Some(FilterOverride::Rbac(None)) => return None,
+                Some(FilterOverride::Rbac(Some(other))) => other.clone(),
+                _ => own.clone(),
+            };
+            authorize(decision, &rbac, facts)
+        }
+        (HttpFilterKind::Cors(_), Some(FilterOverride::Cors(policy))) => match policy.clone().judge(facts, dice) {
+            Cors::Pass => None,
+            Cors::Actual(headers) => {
+                decision.cors = headers;
+                None
+            }
+            Cors::Preflight(reply) => Some(*reply),
+        },
+        (HttpFilterKind::Fault(own), setting) => {
+            let policy = match setting {
+                Some(FilterOverride::Fault(other)) => other.clone(),
+                _ => own.clone(),
+            };
+            inject(decision, &policy, facts, dice)
+        }
+        _ => None,
+    }
+}
+
+fn authorize(decision: &mut Decision, rbac: &HttpRbac, facts: &Facts<'_>) -> Option<LocalReply> {
+    let route = decision.matched.as_ref().map(|matched| &matched.route.metadata);
+    let subject = Subject { route, ..Subject::request(facts) };
+    let enforced = rbac.rules.as_ref().map(|rules| rules.judge(&subject));
+    let shadow = rbac.shadow.as_ref().map(|rules| rules.judge(&subject));
+    let denied = enforced.as_ref().filter(|verdict| !verdict.allowed).map(|verdict| {
+        let details = rbac::denied_details(verdict);
+        let reply = LocalReply::error(StatusCode::FORBIDDEN, "RBAC: access denied", details, Flags::NONE);
+        LocalReply { origin: verdict.policy.clone(), ..reply }
+    });
+    decision.rbac.push(RbacReport {
+        stat_prefix: rbac.stat_prefix.clone(),
+        enforced,
+        shadow_stat_prefix: rbac.shadow_stat_prefix.clone(),
+        shadow,
+    });
+    denied
+}
+
+fn inject(decision: &mut Decision, policy: &FaultPolicy, facts: &Facts<'_>, dice: &mut Dice) -> Option<LocalReply> {
+    let cluster = decision.matched.as_ref().and_then(|matched| matched.cluster_name(facts));
+    let injected = policy.inject(facts, cluster.as_deref(), dice);
+    if injected.delay.is_some() {
+        decision.flags = decision.flags.with(Flags::DELAY_INJECTED);
+        decision.delay = injected.delay;
+    }
+    if injected.hold.is_some() {
+        decision.fault = injected.hold;
+    }
+    let matched = decision.matched.as_ref();
+    injected.abort.map(|reply| match matched {
+        Some(matched) => reply.from_origin(&matched.route.metadata),
+        None => reply,
+    })
+}
+
+type Acted = (Outcome, Option<HeaderValue>);
+
+fn act(plan: &Plan, manager: &HttpManager, matched: &Matched, facts: &Facts<'_>, dice: &mut Dice) -> Acted {
+    if let Some(reply) = require_tls(matched, facts) {
+        return (Outcome::Reply(reply), None);
+    }
+    let reply = match &matched.route.action {
+        RouteAction::Forward(action) => return forward(plan, manager, matched, action, facts, dice),
+        RouteAction::Redirect(redirect) => redirect::reply(redirect, &matched.route.rule, facts),
+        RouteAction::Direct(direct) => LocalReply {
+            status: direct.status,
+            body: direct.body.clone(),
+            headers: Vec::new(),
+            details: "direct_response".into(),
+            flags: Flags::NONE,
+            grpc_status: None,
+            origin: None,
+            is_error: false,
+        },
+        RouteAction::NonForwarding => no_route(),
+    };
+    (Outcome::Reply(reply.from_origin(&matched.route.metadata)), None)
+}
+
+fn forward(
+    plan: &Plan,
+    manager: &HttpManager,
+    matched: &Matched,
+    action: &ForwardAction,
+    facts: &Facts<'_>,
+    dice: &mut Dice,
+) -> Acted {
+    let name = matched.cluster_name(facts);
+    let Some(cluster) = name.as_deref().and_then(|name| plan.cluster(name)) else {
+        let reply = LocalReply::error(action.not_found, "", "cluster_not_found", Flags::NO_CLUSTER_FOUND);
+        return (Outcome::Reply(reply.from_origin(&matched.route.metadata)), None);
+    };
+    if cluster.endpoints.drops.iter().any(|(_, share)| dice.hits(*share)) {
+        let code = StatusCode::SERVICE_UNAVAILABLE;
+        let reply = LocalReply::error(code, "drop_overload", "drop_overload", Flags::DROP_OVERLOAD);
+        return (Outcome::Reply(reply), None);
+    }
+    let (hash, set_cookie) = if action.hash.is_empty() { (None, None) } else { hash::of(&action.hash, facts) };
+    let times = timeouts::of(manager, cluster, action, facts);
+    let mirrors = action.mirrors.iter().filter_map(|policy| mirror(plan, policy, facts, dice));
+    let forward = Forward {
+        mirrors: mirrors.collect(),
+        cluster: cluster.clone(),
+        hash,
+        timeout: times.request,
+        idle_timeout: times.idle,
+        max_stream_duration: times.stream,
+    };
+    (Outcome::Forward(forward), set_cookie)
+}
+
+fn mirror(plan: &Plan, policy: &MirrorPolicy, facts: &Facts<'_>, dice: &mut Dice) -> Option<Mirror> {
+    let name = match &policy.cluster {
+        Ok(name) => Cow::Borrowed(&**name),
+        Err(key) => header_text(key, facts)?,
+    };
+    let cluster = plan.cluster(&name).filter(|_| dice.hits(policy.fraction))?;
+    Some(Mirror { cluster: cluster.clone(), keep_host: policy.keep_host })
+}
+
+/// A redirect to https, where the virtual host wants that.
+fn require_tls(matched: &Matched, facts: &Facts<'_>) -> Option<LocalReply> {
+    let internal = || facts.headers.get("x-envoy-internal").is_some_and(|value| value == "true");
+    let wanted = match matched.host.require_tls {
+        RequireTls::None => false,
+        RequireTls::External => !internal(),
+        RequireTls::All => true,
+    };
+    (wanted && facts.scheme != "https").then(|| {
+        let location = format!("https://{}{}", crate::routes::without_port(facts.authority), facts.path);
+        redirect::to(StatusCode::MOVED_PERMANENTLY, &location)
+    })
+}
+
+impl Matched {
+    /// The most specific setting for a filter: weighted cluster, route, virtual host, table.
+    fn filter_override(&self, name: &str) -> Option<&FilterOverride> {
+        let weighted = self.weighted_cluster().and_then(|cluster| cluster.filters.find(name));
+        weighted
+            .or_else(|| self.route.filters.find(name))
+            .or_else(|| self.host.filters.find(name))
+            .or_else(|| self.table.filters.find(name))
+    }
+
+    /// The one of several clusters that was chosen.
+    #[must_use]
+    pub fn weighted_cluster(&self) -> Option<&WeightedCluster> {
+        match &self.forward()?.clusters {
+            ClusterChoice::Weighted(several) => several.clusters.get(self.weighted?),
+            _ => None,
+        }
+    }
+
+    /// The name of the cluster that the request goes to, whether it exists or not.
+    #[must_use]
+    pub fn cluster_name<'a>(&'a self, facts: &Facts<'a>) -> Option<Cow<'a, str>> {
+        match &self.forward()?.clusters {
+            ClusterChoice::One(name) => Some(Cow::Borrowed(name)),
+            ClusterChoice::Header(key) => header_text(key, facts),
+            ClusterChoice::Weighted(_) => match &self.weighted_cluster()?.cluster {
+                Ok(name) => Some(Cow::Borrowed(name)),
+                Err(key) => header_text(key, facts),
+            },
+        }
+    }
+}
+
+fn header_text<'a>(key: &HeaderKey, facts: &Facts<'a>) -> Option<Cow<'a, str>> {
+    match key.value(facts)? {
+        Cow::Borrowed(bytes) => std::str::from_utf8(bytes).ok().map(Cow::Borrowed),
+        Cow::Owned(bytes) => String::from_utf8(bytes).ok().map(Cow::Owned),
+    }
+}
+
+fn no_route() -> LocalReply {
+    LocalReply::error(StatusCode::NOT_FOUND, "", "route_not_found", Flags::NO_ROUTE_FOUND)
 }

@@ -317,3 +317,107 @@ impl std::fmt::Display for Template {
 pub(crate) fn push_number(out: &mut String, number: impl std::fmt::Display) {
     let _ = write!(out, "{number}");
 }
+
+/// The values that a request alone knows; others (of the upstream, of time) are absent.
+#[derive(Debug, Clone, Copy)]
+pub struct RequestValues<'a> {
+    /// The request.
+    pub facts: &'a crate::Facts<'a>,
+    /// Its route.
+    pub matched: Option<&'a crate::decide::Matched>,
+    /// The cluster it goes to.
+    pub cluster: Option<&'a crate::Cluster>,
+    /// The endpoint it goes to.
+    pub endpoint: Option<&'a crate::Endpoint>,
+}
+
+impl Values for RequestValues<'_> {
+    fn write(&self, operator: &Operator, out: &mut String) -> bool {
+        let start = out.len();
+        self.append(operator, out);
+        out.len() > start
+    }
+}
+
+impl RequestValues<'_> {
+    fn append(&self, operator: &Operator, out: &mut String) {
+        let connection = self.facts.connection;
+        let peer = connection.peer.as_deref();
+        match operator {
+            Operator::Req { name, otherwise } => {
+                let keys = std::iter::once(name).chain(otherwise);
+                let found = keys.filter_map(|key| key.value(self.facts)).find(|value| !value.is_empty());
+                if let Some(value) = found {
+                    out.push_str(&String::from_utf8_lossy(&value));
+                }
+            }
+            Operator::Protocol => out.push_str(self.facts.protocol.name()),
+            Operator::Path { query: true, .. } => out.push_str(self.facts.path),
+            Operator::Path { query: false, .. } => out.push_str(self.facts.path_only()),
+            Operator::QueryParams => out.push_str(self.facts.query().unwrap_or_default()),
+            Operator::QueryParam(name) => {
+                let value = self.facts.query().and_then(|query| crate::routes::parameter(query, name));
+                out.push_str(value.unwrap_or_default());
+            }
+            Operator::DownstreamRemoteAddress(AddressPart::WithoutPort) => push_number(out, self.facts.remote),
+            Operator::DownstreamRemoteAddress(part) => address(out, connection.remote, *part),
+            Operator::DownstreamDirectRemoteAddress(part) => address(out, connection.direct_remote, *part),
+            Operator::DownstreamLocalAddress(part) => address(out, connection.local, *part),
+            Operator::RequestedServerName => out.push_str(connection.server_name.as_deref().unwrap_or_default()),
+            Operator::DownstreamTlsVersion => out.push_str(connection.tls_version.unwrap_or_default()),
+            Operator::DownstreamTlsCipher => out.push_str(connection.tls_cipher.unwrap_or_default()),
+            Operator::DownstreamPeerSubject => out.push_str(peer.map_or("", |peer| &peer.subject)),
+            Operator::DownstreamPeerIssuer => out.push_str(peer.map_or("", |peer| &peer.issuer)),
+            Operator::DownstreamPeerSerial => out.push_str(peer.map_or("", |peer| &peer.serial)),
+            Operator::DownstreamPeerFingerprint256 => out.push_str(peer.map_or("", |peer| &peer.sha256)),
+            Operator::DownstreamPeerUriSan => peer.into_iter().for_each(|peer| list(out, &peer.uri_sans)),
+            Operator::DownstreamPeerDnsSan => peer.into_iter().for_each(|peer| list(out, &peer.dns_sans)),
+            Operator::ConnectionId => push_number(out, connection.id),
+            Operator::RouteName => out.push_str(self.matched.map_or("", |matched| &matched.route.name)),
+            Operator::VirtualHostName => out.push_str(self.matched.map_or("", |matched| &matched.host.name)),
+            Operator::UpstreamCluster | Operator::UpstreamClusterRaw => {
+                out.push_str(self.cluster.map_or("", |cluster| cluster.name()));
+            }
+            Operator::UpstreamHost | Operator::UpstreamRemoteAddress(AddressPart::Full) => {
+                self.endpoint.into_iter().for_each(|endpoint| push_number(out, &endpoint.address));
+            }
+            Operator::UpstreamHostName { .. } => out.push_str(self.endpoint.map_or("", |endpoint| &endpoint.hostname)),
+            Operator::Metadata { source, space, path } => self.metadata(*source, space, path, out),
+            _ => {}
+        }
+    }
+
+    fn metadata(&self, source: MetadataSource, space: &str, path: &[Arc<str>], out: &mut String) {
+        let metadata = match source {
+            MetadataSource::Dynamic => self.facts.metadata,
+            MetadataSource::Route => self.matched.map(|matched| &matched.route.metadata),
+            MetadataSource::VirtualHost => self.matched.map(|matched| &matched.host.metadata),
+            MetadataSource::Cluster => self.cluster.map(|cluster| &cluster.config.metadata),
+            MetadataSource::UpstreamHost => self.endpoint.map(|endpoint| &*endpoint.metadata),
+            MetadataSource::Listener => None,
+        };
+        let found = metadata.and_then(|metadata| metadata.find(space, path.iter().map(|key| &**key)));
+        match found {
+            None => {}
+            Some(crate::metadata::Datum::Text(text)) => out.push_str(text),
+            Some(other) => push_number(out, other.to_json()),
+        }
+    }
+}
+
+fn address(out: &mut String, address: std::net::SocketAddr, part: AddressPart) {
+    match part {
+        AddressPart::Full => push_number(out, address),
+        AddressPart::WithoutPort => push_number(out, address.ip()),
+        AddressPart::Port => push_number(out, address.port()),
+    }
+}
+
+fn list(out: &mut String, names: &[Arc<str>]) {
+    for (at, name) in names.iter().enumerate() {
+        if at > 0 {
+            out.push(',');
+        }
+        out.push_str(name);
+    }
+}

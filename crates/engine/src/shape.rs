@@ -1,11 +1,17 @@
 //! Changing heads: what routes add, remove and rewrite, in Envoy's order.
 
-use http::{HeaderMap, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::decide::{Decision, Matched};
 use crate::endpoint::Endpoint;
 use crate::facts::Facts;
 use crate::format::Values;
+use crate::routes::{
+    AppendAction, HeaderAddition, HeaderMutation, HostRewrite, PathChange, PathRule, RouteMatch,
+};
+
+const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
 /// The parts of a request that routes may change, as they go upstream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,25 +25,152 @@ pub struct RequestHead {
 }
 
 /// Applies a route's changes to a request: removes and adds headers at all levels, rewrites path and authority, sets
-/// `x-envoy-original-path` where the path changed.
+/// `x-envoy-original-path` where the path changed (unless the router suppresses such headers).
 pub fn request(matched: &Matched, facts: &Facts<'_>, values: &impl Values, head: &mut RequestHead) {
-    let _ = (matched, facts, values, head);
+    for level in levels(matched) {
+        for name in &level.request_remove {
+            head.headers.remove(name);
+        }
+        for addition in &level.request_add {
+            add(addition, values, &mut head.headers);
+        }
+    }
+    let Some(action) = matched.forward() else { return };
+    if let Some(host) = rewritten_host(matched, facts) {
+        if action.append_forwarded_host {
+            if let Ok(old) = HeaderValue::from_str(&head.authority) {
+                head.headers.append(FORWARDED_HOST, old);
+            }
+        }
+        head.authority = host;
+    }
+    let changed = action.path.as_ref().and_then(|change| match change {
+        PathChange::Format(template) => {
+            let mut text = String::new();
+            template.render(values, "", &mut text);
+            (!text.is_empty()).then_some(text)
+        }
+        change => changed_path(change, &matched.route.rule, facts),
+    });
+    if let Some(path) = changed {
+        if !matched.plain {
+            if let Ok(old) = HeaderValue::from_str(&head.path) {
+                head.headers.insert(ORIGINAL_PATH, old);
+            }
+        }
+        head.path = match facts.query() {
+            Some(query) if !path.contains('?') => format!("{path}?{query}"),
+            _ => path,
+        };
+    }
+}
+
+/// Whether [`request`] would change anything: if not, the head can go on as it is.
+#[must_use]
+pub fn changes_request(matched: &Matched) -> bool {
+    let rewrites = matched.forward().is_some_and(|action| {
+        action.path.is_some() || action.host.is_some() || matched.weighted_cluster().is_some_and(|c| c.host.is_some())
+    });
+    rewrites || levels(matched).any(|level| !level.request_add.is_empty() || !level.request_remove.is_empty())
 }
 
 /// The authority for an endpoint, where the route rewrites it to the endpoint's own name.
 #[must_use]
 pub fn auto_host<'e>(matched: &Matched, endpoint: &'e Endpoint) -> Option<&'e str> {
-    let _ = matched;
-    Some(&*endpoint.hostname)
+    let auto = matched.forward().is_some_and(|action| action.host == Some(HostRewrite::Auto));
+    (auto && !endpoint.hostname.is_empty()).then_some(&*endpoint.hostname)
 }
 
-/// Applies a route's changes to a response, and the decision's CORS headers.
-pub fn response(decision: &Decision, values: &impl Values, headers: &mut HeaderMap) {
-    let _ = (decision, values, headers);
+/// Applies a decision's changes to a response. `from_upstream`: an upstream's answer. Errors that the proxy makes itself
+/// take only the CORS headers; direct responses and redirects take the route's changes too.
+pub fn response(decision: &Decision, from_upstream: bool, values: &impl Values, headers: &mut HeaderMap) {
+    let routed = from_upstream || decision.answers_directly;
+    if let Some(matched) = decision.matched.as_ref().filter(|_| routed) {
+        for level in levels(matched) {
+            for name in &level.response_remove {
+                headers.remove(name);
+            }
+            for addition in &level.response_add {
+                add(addition, values, headers);
+            }
+        }
+    }
+    for (name, value) in &decision.cors {
+        headers.insert(name, value.clone());
+    }
+    if let Some(cookie) = &decision.set_cookie {
+        headers.append(http::header::SET_COOKIE, cookie.clone());
+    }
 }
 
-/// Kept for callers that hold a parsed target: the path and query of a URI.
-#[must_use]
-pub fn path_of(uri: &Uri) -> &str {
-    uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str)
+/// Header changes from the most specific level up, or down where the table says that the most specific wins.
+fn levels(matched: &Matched) -> impl Iterator<Item = &HeaderMutation> {
+    let weighted = matched.weighted_cluster().map(|cluster| &cluster.headers);
+    let mut levels = [weighted, Some(&matched.route.headers), Some(&matched.host.headers), Some(&matched.table.headers)];
+    if matched.table.most_specific_wins {
+        levels.reverse();
+    }
+    levels.into_iter().flatten().filter(|level| !level.is_empty())
+}
+
+/// Adds one header; a value that comes out empty is added only if that is wanted.
+pub fn add(addition: &HeaderAddition, values: &impl Values, headers: &mut HeaderMap) {
+    let value = match addition.value.as_literal() {
+        Some(text) => HeaderValue::from_str(text),
+        None => {
+            let mut text = String::new();
+            addition.value.render(values, "", &mut text);
+            HeaderValue::from_str(&text)
+        }
+    };
+    // A value from the request that no header may carry is left out rather than sent maimed.
+    let Ok(value) = value else { return };
+    if value.is_empty() && !addition.keep_empty {
+        return;
+    }
+    let present = headers.contains_key(&addition.name);
+    match addition.action {
+        AppendAction::Append => {
+            headers.append(&addition.name, value);
+        }
+        AppendAction::AddIfAbsent if present => {}
+        AppendAction::OverwriteIfExists if !present => {}
+        AppendAction::AddIfAbsent | AppendAction::Overwrite | AppendAction::OverwriteIfExists => {
+            headers.insert(&addition.name, value);
+        }
+    }
+}
+
+fn rewritten_host(matched: &Matched, facts: &Facts<'_>) -> Option<String> {
+    if let Some(host) = matched.weighted_cluster().and_then(|cluster| cluster.host.as_ref()) {
+        return Some(host.to_string());
+    }
+    match matched.forward()?.host.as_ref()? {
+        HostRewrite::Literal(host) => Some(host.to_string()),
+        HostRewrite::Auto => None,
+        HostRewrite::Header(key) => {
+            let value = key.value(facts).filter(|value| !value.is_empty())?;
+            String::from_utf8(value.into_owned()).ok()
+        }
+        HostRewrite::PathRegex(rule) => {
+            Some(rule.apply(facts.path_only()).unwrap_or_else(|| facts.path_only().to_owned()))
+        }
+    }
+}
+
+/// The path (without query) that a change makes of a request's; `None`: unchanged. Formatters are the caller's.
+pub(crate) fn changed_path(change: &PathChange, rule: &RouteMatch, facts: &Facts<'_>) -> Option<String> {
+    let path = facts.path_only();
+    match change {
+        PathChange::Prefix(new) => {
+            let matched = match &rule.path {
+                PathRule::Prefix(text) | PathRule::SeparatedPrefix(text) => text.len(),
+                _ => path.len(),
+            };
+            path.get(matched..).map(|rest| format!("{new}{rest}"))
+        }
+        PathChange::Regex(rule) => rule.apply(path),
+        PathChange::Template(template, rewrite) => template.rewrite(path, rewrite),
+        PathChange::Format(_) => None,
+    }
 }

@@ -123,6 +123,8 @@ pub struct Validation {
     pub secret: Option<SecretRef>,
     /// Trusted roots written here.
     pub roots: Option<DataSource>,
+    /// Trusted roots by SPIFFE trust domain: a certificate is judged by the roots of its own domain alone.
+    pub trust_domains: Vec<(Arc<str>, DataSource)>,
     /// Directory whose replacement means that the roots changed.
     pub watched_directory: Option<Arc<Path>>,
     /// At least one must match a subject alternative name; empty: any name of a trusted chain.

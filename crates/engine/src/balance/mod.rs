@@ -83,6 +83,13 @@ pub struct View {
 }
 
 impl Balancer {
+    /// A balancer for these endpoints.
+    #[must_use]
+    pub fn new(config: &Arc<crate::cluster::ClusterConfig>, endpoints: &Arc<crate::endpoint::EndpointSet>) -> Self {
+        let _ = config;
+        Self { view: ArcSwap::from_pointee(View { endpoints: endpoints.iter().cloned().collect() }) }
+    }
+
     /// The endpoint for a request; `None`: there is no healthy one (`UH`, 503).
     #[must_use]
     pub fn pick(&self, cluster: &Cluster, request: Request<'_>, now: Moment, dice: &mut Dice) -> Option<Arc<Endpoint>> {

@@ -311,14 +311,14 @@ mod tests {
     fn parses_envoys_default_log_line() {
         let line = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" %RESPONSE_CODE% 100%% %REQ(A):5%\n";
         let pieces = template(line).unwrap();
-        assert_eq!(pieces.len(), 14);
+        assert_eq!(pieces.len(), 13);
         let path = Operator::Req {
             name: HeaderKey::parse("x-envoy-original-path").unwrap(),
             otherwise: Some(HeaderKey::Path),
         };
         assert!(pieces.contains(&Piece::Operator(path, None)));
         assert!(pieces.contains(&Piece::Text(" 100% ".into())));
-        assert!(matches!(pieces.get(12), Some(Piece::Operator(Operator::Req { .. }, Some(5)))));
+        assert!(matches!(pieces.get(11), Some(Piece::Operator(Operator::Req { .. }, Some(5)))));
     }
 
     #[test]

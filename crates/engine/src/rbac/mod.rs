@@ -3,7 +3,6 @@
 //! [`Rules::judge`] decides; [`Rules::explain`] decides the same and says of every policy which of its rules failed
 //! first, for `tulle authz check` and `tulle explain`.
 
-mod compile;
 mod explain;
 mod tree;
 

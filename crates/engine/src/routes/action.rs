@@ -260,8 +260,8 @@ impl HeaderMutation {
 /// One header to add.
 #[derive(Debug, Clone)]
 pub struct HeaderAddition {
-    /// Its name (`:authority` and `host` become [`HeaderKey::Authority`], `:path` and so on likewise).
-    pub key: HeaderKey,
+    /// Its name.
+    pub name: HeaderName,
     /// Its value.
     pub value: Template,
     /// What happens if it is there.

@@ -15,6 +15,8 @@ pub use action::{
     RouteAction, WeightedCluster, WeightedClusters,
 };
 pub use hosts::HostIndex;
+pub(crate) use hosts::without_port;
+pub(crate) use matching::{cookie, parameter};
 pub use index::RouteIndex;
 pub use matching::{PathRule, QueryMatcher, QueryPattern, RouteMatch, TlsContextRule};
 

@@ -1,0 +1,282 @@
+//! The HTTP connection manager.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderValue;
+
+use proto::envoy::config::core::v3 as core;
+use proto::envoy::extensions::filters::http::router::v3 as router;
+use proto::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
+use proto::google::protobuf::Any;
+
+use super::access_log::{access_log, log_filter};
+use super::listener::{SHELL_EXTENSIONS, extension};
+use super::value::{Substituted, cidr, header_value, inline_bytes, substituted};
+use super::{Context, filters, flag, number, type_name};
+use crate::cors::CorsFilter;
+use crate::http_manager::{
+    Codec, ForwardClientCert, ForwardClientCertMode, Http1Options, Http2Options, HttpFilter, HttpFilterKind,
+    HttpManager, LocalReplyConfig, ReplyBody, ReplyMapper, RouteSource, RouterOptions, ServerHeader, Underscores,
+};
+use crate::path::{EscapedSlashes, PathOptions};
+use crate::routes::status;
+
+const STREAM_IDLE: Duration = Duration::from_secs(300);
+const CONNECTION_IDLE: Duration = Duration::from_secs(3600);
+const HEADERS_TIMEOUT: Duration = Duration::from_secs(60);
+const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
+
+pub(super) fn manager(cx: &mut Context<'_>, any: &Any) -> Option<HttpManager> {
+    let message: hcm::HttpConnectionManager = cx.unpack(any)?;
+    let routes = route_source(cx, &message);
+    let (filters, router) = http_filters(cx, &message.http_filters);
+    let common = message.common_http_protocol_options.clone().unwrap_or_default();
+    let local_reply = message.local_reply_config.as_ref();
+    Some(HttpManager {
+        stat_prefix: cx.share(&message.stat_prefix),
+        codec: match message.codec_type {
+            0 => Codec::Auto,
+            1 => Codec::Http1,
+            2 => Codec::Http2,
+            _ => return cx.field("codec_type", |cx| cx.refuse("only AUTO, HTTP1 and HTTP2 are implemented")),
+        },
+        routes: routes?,
+        filters,
+        router,
+        path: path_options(&message),
+        use_remote_address: flag(message.use_remote_address.as_ref(), false),
+        xff_trusted_hops: message.xff_num_trusted_hops,
+        skip_xff_append: message.skip_xff_append,
+        internal_addresses: message.internal_address_config.as_ref().map_or_else(Vec::new, |config| {
+            cx.field("internal_address_config", |cx| cx.list("cidr_ranges", &config.cidr_ranges, cidr))
+        }),
+        internal_unix_sockets: message.internal_address_config.as_ref().is_some_and(|config| config.unix_sockets),
+        via: header_value(cx, "via", &message.via),
+        server_name: header_value(cx, "server_name", &message.server_name)
+            .unwrap_or(HeaderValue::from_static("envoy")),
+        server_header: match message.server_header_transformation {
+            1 => ServerHeader::AppendIfAbsent,
+            2 => ServerHeader::PassThrough,
+            _ => ServerHeader::Overwrite,
+        },
+        client_cert: client_cert(&message),
+        generate_request_id: flag(message.generate_request_id.as_ref(), true),
+        preserve_external_request_id: message.preserve_external_request_id,
+        request_id_in_response: message.always_set_request_id_in_response,
+        stream_idle_timeout: cx.limit("stream_idle_timeout", message.stream_idle_timeout.as_ref(), Some(STREAM_IDLE)),
+        request_timeout: cx.limit("request_timeout", message.request_timeout.as_ref(), None),
+        request_headers_timeout: cx.limit(
+            "request_headers_timeout",
+            message.request_headers_timeout.as_ref(),
+            Some(HEADERS_TIMEOUT),
+        ),
+        drain_timeout: cx.duration("drain_timeout", message.drain_timeout.as_ref()).unwrap_or(Duration::from_secs(5)),
+        delayed_close_timeout: cx
+            .duration("delayed_close_timeout", message.delayed_close_timeout.as_ref())
+            .unwrap_or(Duration::from_secs(1)),
+        max_request_headers_bytes: number(message.max_request_headers_kb.as_ref(), 60).saturating_mul(1024),
+        idle_timeout: cx.limit("idle_timeout", common.idle_timeout.as_ref(), Some(CONNECTION_IDLE)),
+        max_connection_duration: cx.limit("max_connection_duration", common.max_connection_duration.as_ref(), None),
+        max_stream_duration: cx.limit("max_stream_duration", common.max_stream_duration.as_ref(), None),
+        max_headers_count: number(common.max_headers_count.as_ref(), 100),
+        max_requests_per_connection: positive(common.max_requests_per_connection.as_ref()),
+        underscores: match common.headers_with_underscores_action {
+            1 => Underscores::Reject,
+            2 => Underscores::Drop,
+            _ => Underscores::Allow,
+        },
+        http1: http1(cx, message.http_protocol_options.as_ref()),
+        http2: http2(cx, message.http2_protocol_options.as_ref()),
+        upgrades: message
+            .upgrade_configs
+            .iter()
+            .map(|config| {
+                (cx.share(&config.upgrade_type.to_ascii_lowercase()), flag(config.enabled.as_ref(), true))
+            })
+            .collect(),
+        local_reply: local_reply.map_or_else(LocalReplyConfig::default, |config| {
+            cx.field("local_reply_config", |cx| local_reply_config(cx, config))
+        }),
+        access_log: cx.list("access_log", &message.access_log, access_log),
+        append_forwarded_port: message.append_x_forwarded_port,
+        scheme_overwrite: message.scheme_header_transformation.as_ref().and_then(|rule| match &rule.transformation {
+            Some(core::scheme_header_transformation::Transformation::SchemeToOverwrite(scheme)) => cx.text(scheme),
+            None => None,
+        }),
+        scheme_match_upstream: message.scheme_header_transformation.as_ref().is_some_and(|rule| rule.match_upstream),
+        proxy_100_continue: message.proxy_100_continue,
+    })
+}
+
+pub(super) fn positive(value: Option<&proto::google::protobuf::UInt32Value>) -> Option<u32> {
+    value.map(|value| value.value).filter(|value| *value > 0)
+}
+
+fn route_source(cx: &mut Context<'_>, message: &hcm::HttpConnectionManager) -> Option<RouteSource> {
+    use hcm::http_connection_manager::RouteSpecifier as Kind;
+    match &message.route_specifier {
+        Some(Kind::Rds(rds)) => cx.field("rds", |cx| cx.needed("route_config_name", &rds.route_config_name)).map(RouteSource::Named),
+        Some(Kind::RouteConfig(table)) => {
+            let built = cx.field("route_config", |cx| super::route::table(cx, table, true))?;
+            Some(RouteSource::Inline(Arc::new(built)))
+        }
+        Some(Kind::ScopedRoutes(_)) => cx.field("scoped_routes", |cx| cx.refuse("is not implemented")),
+        None => cx.refuse("rds or route_config is required"),
+    }
+}
+
+/// All filters but the router, which must be last.
+fn http_filters(cx: &mut Context<'_>, messages: &[hcm::HttpFilter]) -> (Vec<HttpFilter>, RouterOptions) {
+    let mut options = None;
+    let last = messages.len().saturating_sub(1);
+    let filters = cx.list_indexed("http_filters", messages, |cx, at, message| {
+        let Some(hcm::http_filter::ConfigType::TypedConfig(any)) = &message.config_type else {
+            return cx.field("typed_config", |cx| cx.refuse("is required"));
+        };
+        if type_name(any) == ROUTER {
+            if at != last {
+                return cx.refuse("the router must be the last filter");
+            }
+            options = cx.field("typed_config", |cx| router_options(cx, any));
+            return None;
+        }
+        let kind = cx.field("typed_config", |cx| filter_kind(cx, message, any))??;
+        Some(HttpFilter { name: cx.share(&message.name), disabled: message.disabled, kind })
+    });
+    let has_router = messages.last().is_some_and(|message| match &message.config_type {
+        Some(hcm::http_filter::ConfigType::TypedConfig(any)) => type_name(any) == ROUTER,
+        _ => false,
+    });
+    if !has_router {
+        cx.field("http_filters", |cx| cx.fault("the last filter must be the router (envoy.filters.http.router)"));
+    }
+    (filters, options.unwrap_or_default())
+}
+
+/// `Some(None)`: an optional filter that does nothing here.
+fn filter_kind(cx: &mut Context<'_>, message: &hcm::HttpFilter, any: &Any) -> Option<Option<HttpFilterKind>> {
+    Some(Some(match type_name(any) {
+        filters::RBAC => HttpFilterKind::Rbac(Arc::new(filters::rbac(cx, any)?)),
+        filters::CORS => HttpFilterKind::Cors(CorsFilter),
+        filters::FAULT => HttpFilterKind::Fault(Arc::new(filters::fault(cx, any)?)),
+        "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig" => HttpFilterKind::GrpcStats,
+        known if SHELL_EXTENSIONS.contains(&known) => {
+            HttpFilterKind::Extension(extension(cx, &message.name, any))
+        }
+        _ if message.is_optional => return Some(None),
+        other => return cx.refuse(format!("the HTTP filter {other} is not implemented")),
+    }))
+}
+
+fn router_options(cx: &mut Context<'_>, any: &Any) -> Option<RouterOptions> {
+    let message: router::Router = cx.unpack(any)?;
+    Some(RouterOptions {
+        suppress_envoy_headers: message.suppress_envoy_headers,
+        respect_expected_timeout: message.respect_expected_rq_timeout,
+        upstream_log: cx.list("upstream_log", &message.upstream_log, access_log),
+    })
+}
+
+fn path_options(message: &hcm::HttpConnectionManager) -> PathOptions {
+    use hcm::http_connection_manager::StripPortMode;
+    PathOptions {
+        normalize: flag(message.normalize_path.as_ref(), true),
+        merge_slashes: message.merge_slashes,
+        escaped_slashes: match message.path_with_escaped_slashes_action {
+            2 => EscapedSlashes::Reject,
+            3 => EscapedSlashes::Redirect,
+            4 => EscapedSlashes::Forward,
+            _ => EscapedSlashes::Keep,
+        },
+        strip_matching_port: message.strip_matching_host_port,
+        strip_any_port: matches!(message.strip_port_mode, Some(StripPortMode::StripAnyHostPort(true))),
+        strip_trailing_dot: message.strip_trailing_host_dot,
+    }
+}
+
+fn client_cert(message: &hcm::HttpConnectionManager) -> ForwardClientCert {
+    let details = message.set_current_client_cert_details.clone().unwrap_or_default();
+    ForwardClientCert {
+        mode: match message.forward_client_cert_details {
+            1 => ForwardClientCertMode::ForwardOnly,
+            2 => ForwardClientCertMode::AppendForward,
+            3 => ForwardClientCertMode::SanitizeSet,
+            4 => ForwardClientCertMode::AlwaysForwardOnly,
+            _ => ForwardClientCertMode::Sanitize,
+        },
+        subject: flag(details.subject.as_ref(), false),
+        uri: details.uri,
+        dns: details.dns,
+    }
+}
+
+pub(super) fn http1(cx: &mut Context<'_>, message: Option<&core::Http1ProtocolOptions>) -> Http1Options {
+    use core::http1_protocol_options::header_key_format::HeaderFormat;
+    let Some(message) = message else {
+        return Http1Options { allow_absolute_url: true, ..Http1Options::default() };
+    };
+    let format = message.header_key_format.as_ref().and_then(|format| format.header_format.as_ref());
+    Http1Options {
+        accept_http_10: message.accept_http_10,
+        default_host_for_http_10: cx.text(&message.default_host_for_http_10),
+        allow_absolute_url: flag(message.allow_absolute_url.as_ref(), true),
+        enable_trailers: message.enable_trailers,
+        proper_case: matches!(format, Some(HeaderFormat::ProperCaseWords(_))),
+    }
+}
+
+pub(super) fn http2(cx: &mut Context<'_>, message: Option<&core::Http2ProtocolOptions>) -> Http2Options {
+    let default = Http2Options::default();
+    let Some(message) = message else { return default };
+    let keepalive = message.connection_keepalive.as_ref().and_then(|keepalive| {
+        cx.field("connection_keepalive", |cx| {
+            let interval = cx.duration("interval", keepalive.interval.as_ref())?;
+            let timeout = cx.duration("timeout", keepalive.timeout.as_ref()).unwrap_or(Duration::from_secs(10));
+            Some((interval, timeout))
+        })
+    });
+    Http2Options {
+        hpack_table_size: number(message.hpack_table_size.as_ref(), default.hpack_table_size),
+        max_concurrent_streams: number(message.max_concurrent_streams.as_ref(), default.max_concurrent_streams),
+        stream_window: number(message.initial_stream_window_size.as_ref(), default.stream_window),
+        connection_window: number(message.initial_connection_window_size.as_ref(), default.connection_window),
+        allow_connect: message.allow_connect,
+        keepalive,
+        max_outbound_frames: number(message.max_outbound_frames.as_ref(), default.max_outbound_frames),
+    }
+}
+
+fn local_reply_config(cx: &mut Context<'_>, message: &hcm::LocalReplyConfig) -> LocalReplyConfig {
+    LocalReplyConfig {
+        mappers: cx.list("mappers", &message.mappers, reply_mapper),
+        body: cx.optional("body_format", message.body_format.as_ref(), reply_body),
+    }
+}
+
+fn reply_mapper(cx: &mut Context<'_>, message: &hcm::ResponseMapper) -> Option<ReplyMapper> {
+    let filter = cx.required("filter", message.filter.as_ref(), log_filter)?;
+    let code = match &message.status_code {
+        None => None,
+        Some(code) => match status(code.value) {
+            Some(code) => Some(code.as_u16()),
+            None => return cx.field("status_code", |cx| cx.refuse("is no HTTP status")),
+        },
+    };
+    let body = cx.optional("body", message.body.as_ref(), inline_bytes);
+    Some(ReplyMapper {
+        filter,
+        status: code,
+        body: body.map(|bytes| String::from_utf8_lossy(&bytes).into()),
+        format: cx.optional("body_format_override", message.body_format_override.as_ref(), reply_body),
+        headers: cx.list("headers_to_add", &message.headers_to_add, super::route_action::header_addition),
+    })
+}
+
+pub(super) fn reply_body(cx: &mut Context<'_>, message: &core::SubstitutionFormatString) -> Option<ReplyBody> {
+    let content_type = header_value(cx, "content_type", &message.content_type);
+    Some(match substituted(cx, message)? {
+        Substituted::Text(text) => ReplyBody::Text(text, content_type),
+        Substituted::Json(json) => ReplyBody::Json(json, content_type),
+    })
+}

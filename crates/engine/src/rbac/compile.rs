@@ -1,1 +1,0 @@
-//! Compiling rules from xDS.
