@@ -22,8 +22,8 @@ use crate::plan::Plan;
 use crate::rbac::{self, HttpRbac, RbacReport, Subject};
 use crate::reply::{Flags, LocalReply};
 use crate::routes::{
-    ClusterChoice, FilterOverride, ForwardAction, MirrorPolicy, RequireTls, Route, RouteAction, RouteTable, VirtualHost,
-    WeightedCluster, WeightedClusters,
+    ClusterChoice, FilterOverride, ForwardAction, MirrorPolicy, RequireTls, Route, RouteAction, RouteTable,
+    VirtualHost, WeightedCluster, WeightedClusters,
 };
 
 /// The answer for one request.
@@ -166,12 +166,7 @@ fn weighted_point(several: &WeightedClusters, action: &ForwardAction, facts: &Fa
 }
 
 /// Runs one filter; an answer ends the request.
-fn run_filter(
-    decision: &mut Decision,
-    filter: &HttpFilter,
-    facts: &Facts<'_>,
-    dice: &mut Dice,
-) -> Option<LocalReply> {
+fn run_filter(decision: &mut Decision, filter: &HttpFilter, facts: &Facts<'_>, dice: &mut Dice) -> Option<LocalReply> {
     let setting = decision.matched.as_ref().and_then(|matched| matched.filter_override(&filter.name));
     let off = match setting {
         Some(FilterOverride::Disabled) => true,

@@ -6,9 +6,7 @@ use crate::decide::{Decision, Matched};
 use crate::endpoint::Endpoint;
 use crate::facts::Facts;
 use crate::format::Values;
-use crate::routes::{
-    AppendAction, HeaderAddition, HeaderMutation, HostRewrite, PathChange, PathRule, RouteMatch,
-};
+use crate::routes::{AppendAction, HeaderAddition, HeaderMutation, HostRewrite, PathChange, PathRule, RouteMatch};
 
 const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -106,7 +104,8 @@ pub fn response(decision: &Decision, from_upstream: bool, values: &impl Values, 
 /// Header changes from the most specific level up, or down where the table says that the most specific wins.
 fn levels(matched: &Matched) -> impl Iterator<Item = &HeaderMutation> {
     let weighted = matched.weighted_cluster().map(|cluster| &cluster.headers);
-    let mut levels = [weighted, Some(&matched.route.headers), Some(&matched.host.headers), Some(&matched.table.headers)];
+    let mut levels =
+        [weighted, Some(&matched.route.headers), Some(&matched.host.headers), Some(&matched.table.headers)];
     if matched.table.most_specific_wins {
         levels.reverse();
     }

@@ -129,7 +129,8 @@ impl Store {
         }
         for (update, outcome) in updates.iter().zip(&mut outcomes) {
             if !ORDER.contains(&&*update.type_url) {
-                *outcome = Err(refusal("resource", &update.name, format!("the type {} is not served here", update.type_url)));
+                *outcome =
+                    Err(refusal("resource", &update.name, format!("the type {} is not served here", update.type_url)));
             }
         }
         self.forget_unnamed(&mut next, &before);
@@ -225,9 +226,11 @@ impl Store {
     /// Names that clusters with DNS discovery want resolved: cluster, host, port. Sorted.
     #[must_use]
     pub fn names_to_resolve(&self) -> Vec<(Arc<str>, Arc<str>, u16)> {
-        let names = self.clusters.values().filter(|entry| entry.is_dns()).flat_map(|entry| {
-            entry.names().map(|(host, port)| (entry.config.name.clone(), host, port))
-        });
+        let names = self
+            .clusters
+            .values()
+            .filter(|entry| entry.is_dns())
+            .flat_map(|entry| entry.names().map(|(host, port)| (entry.config.name.clone(), host, port)));
         let all: BTreeSet<_> = names.collect();
         all.into_iter().collect()
     }
@@ -264,8 +267,11 @@ impl Store {
             return Err(UpdateError { kind, name: update.name.clone(), faults: faults.collect() });
         }
         let ignored = findings.ignored.iter();
-        self.ignored
-            .extend(ignored.map(|field| IgnoredField { kind, name: update.name.clone(), field: field.to_string() }));
+        self.ignored.extend(ignored.map(|field| IgnoredField {
+            kind,
+            name: update.name.clone(),
+            field: field.to_string(),
+        }));
         let built = match type_url {
             SECRET => self.add_secret(next, body),
             CLUSTER => self.add_cluster(next, &update.name, body),
@@ -438,7 +444,9 @@ impl Store {
     fn is_ready(&self, entry: &ClusterEntry) -> bool {
         let has = match &entry.config.discovery {
             Discovery::Eds(service) => self.endpoints.contains_key(service),
-            Discovery::StrictDns | Discovery::LogicalDns => entry.names().all(|name| entry.resolved.contains_key(&name)),
+            Discovery::StrictDns | Discovery::LogicalDns => {
+                entry.names().all(|name| entry.resolved.contains_key(&name))
+            }
             Discovery::Static | Discovery::OriginalDst { .. } => true,
         };
         has || self.released.contains(&(kind_of(CLUSTER), entry.config.name.clone()))
@@ -621,7 +629,9 @@ fn refusal(kind: &'static str, name: &Arc<str>, message: String) -> UpdateError 
 fn duplicates(updates: &[Update]) -> Vec<UpdateError> {
     let mut seen = HashSet::new();
     let twice = updates.iter().filter(|update| !seen.insert((update.type_url.clone(), update.name.clone())));
-    twice.map(|update| refusal(kind_of(&update.type_url), &update.name, "stands twice in static_resources".into())).collect()
+    twice
+        .map(|update| refusal(kind_of(&update.type_url), &update.name, "stands twice in static_resources".into()))
+        .collect()
 }
 
 fn kind_of(type_url: &str) -> &'static str {

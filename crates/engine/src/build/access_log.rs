@@ -66,7 +66,9 @@ fn file_format(cx: &mut Context<'_>, message: &file::FileAccessLog) -> Option<Lo
         None => Some(LogFormat::Default),
         Some(Kind::Format(text)) if text.is_empty() => Some(LogFormat::Default),
         Some(Kind::Format(text)) => cx.field("format", |cx| template(cx, text)).map(LogFormat::Text),
-        Some(Kind::JsonFormat(tree)) => cx.field("json_format", |cx| json_template(cx, tree, false)).map(LogFormat::Json),
+        Some(Kind::JsonFormat(tree)) => {
+            cx.field("json_format", |cx| json_template(cx, tree, false)).map(LogFormat::Json)
+        }
         Some(Kind::TypedJsonFormat(tree)) => {
             cx.field("typed_json_format", |cx| json_template(cx, tree, false)).map(LogFormat::Json)
         }

@@ -149,10 +149,7 @@ fn discovery(cx: &mut Context<'_>, message: &xds::Cluster, name: &Arc<str>) -> O
     Some(found)
 }
 
-fn custom_cluster(
-    cx: &mut Context<'_>,
-    message: &xds::cluster::CustomClusterType,
-) -> Option<(Discovery, DnsOptions)> {
+fn custom_cluster(cx: &mut Context<'_>, message: &xds::cluster::CustomClusterType) -> Option<(Discovery, DnsOptions)> {
     let Some(any) = &message.typed_config else { return cx.refuse("is required") };
     match type_name(any) {
         "envoy.extensions.clusters.dns.v3.DnsCluster" => {
@@ -437,7 +434,9 @@ fn typed_http(cx: &mut Context<'_>, any: &Any) -> Option<HttpOptions> {
         Some(Kind::UseDownstreamProtocolConfig(both)) => {
             (UpstreamProtocol::Downstream, both.http_protocol_options, both.http2_protocol_options)
         }
-        Some(Kind::AutoConfig(both)) => (UpstreamProtocol::Auto, both.http_protocol_options, both.http2_protocol_options),
+        Some(Kind::AutoConfig(both)) => {
+            (UpstreamProtocol::Auto, both.http_protocol_options, both.http2_protocol_options)
+        }
         None => return cx.refuse("explicit_http_config, use_downstream_protocol_config or auto_config is required"),
     };
     Some(HttpOptions {
@@ -487,7 +486,8 @@ fn outlier(cx: &mut Context<'_>, message: &xds::OutlierDetection) -> Option<Outl
         }
         value
     };
-    let base = cx.duration("base_ejection_time", message.base_ejection_time.as_ref()).unwrap_or(Duration::from_secs(30));
+    let base =
+        cx.duration("base_ejection_time", message.base_ejection_time.as_ref()).unwrap_or(Duration::from_secs(30));
     let interval = cx.duration("interval", message.interval.as_ref()).unwrap_or(Duration::from_secs(10));
     if base.is_zero() || interval.is_zero() {
         cx.fault("interval and base_ejection_time must be above zero");
@@ -495,7 +495,12 @@ fn outlier(cx: &mut Context<'_>, message: &xds::OutlierDetection) -> Option<Outl
     let max = cx.duration("max_ejection_time", message.max_ejection_time.as_ref());
     Some(OutlierConfig {
         consecutive_5xx: number(message.consecutive_5xx.as_ref(), 5),
-        enforcing_consecutive_5xx: percent(cx, "enforcing_consecutive_5xx", message.enforcing_consecutive_5xx.as_ref(), 100),
+        enforcing_consecutive_5xx: percent(
+            cx,
+            "enforcing_consecutive_5xx",
+            message.enforcing_consecutive_5xx.as_ref(),
+            100,
+        ),
         consecutive_gateway_failure: number(message.consecutive_gateway_failure.as_ref(), 5),
         enforcing_consecutive_gateway_failure: percent(
             cx,

@@ -74,11 +74,7 @@ fn endpoint_group(
 }
 
 fn locality(cx: &mut Context<'_>, message: &core::Locality) -> Locality {
-    Locality {
-        region: cx.share(&message.region),
-        zone: cx.share(&message.zone),
-        sub_zone: cx.share(&message.sub_zone),
-    }
+    Locality { region: cx.share(&message.region), zone: cx.share(&message.zone), sub_zone: cx.share(&message.sub_zone) }
 }
 
 fn endpoint(
@@ -90,8 +86,9 @@ fn endpoint(
     let Some(xds::lb_endpoint::HostIdentifier::Endpoint(host)) = &message.host_identifier else {
         return cx.refuse("endpoint is required");
     };
-    let address =
-        cx.field("endpoint", |cx| cx.required("address", host.address.as_ref(), |cx, message| address(cx, message, true)))?;
+    let address = cx.field("endpoint", |cx| {
+        cx.required("address", host.address.as_ref(), |cx, message| address(cx, message, true))
+    })?;
     let weight = super::number(message.load_balancing_weight.as_ref(), 1);
     if weight == 0 {
         return cx.field("load_balancing_weight", |cx| cx.refuse("must be at least 1"));

@@ -125,10 +125,7 @@ pub(super) fn old_cors(cx: &mut Context<'_>, message: &route::CorsPolicy) -> Opt
 }
 
 /// `typed_per_filter_config`, sorted by filter name.
-pub(super) fn overrides(
-    cx: &mut Context<'_>,
-    message: &std::collections::HashMap<String, Any>,
-) -> FilterOverrides {
+pub(super) fn overrides(cx: &mut Context<'_>, message: &std::collections::HashMap<String, Any>) -> FilterOverrides {
     let mut named: Vec<_> = message.iter().collect();
     named.sort_by_key(|(name, _)| *name);
     let built = named.into_iter().filter_map(|(name, any)| {

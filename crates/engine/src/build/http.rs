@@ -53,8 +53,7 @@ pub(super) fn manager(cx: &mut Context<'_>, any: &Any) -> Option<HttpManager> {
         }),
         internal_unix_sockets: message.internal_address_config.as_ref().is_some_and(|config| config.unix_sockets),
         via: header_value(cx, "via", &message.via),
-        server_name: header_value(cx, "server_name", &message.server_name)
-            .unwrap_or(HeaderValue::from_static("envoy")),
+        server_name: header_value(cx, "server_name", &message.server_name).unwrap_or(HeaderValue::from_static("envoy")),
         server_header: match message.server_header_transformation {
             1 => ServerHeader::AppendIfAbsent,
             2 => ServerHeader::PassThrough,
@@ -91,9 +90,7 @@ pub(super) fn manager(cx: &mut Context<'_>, any: &Any) -> Option<HttpManager> {
         upgrades: message
             .upgrade_configs
             .iter()
-            .map(|config| {
-                (cx.share(&config.upgrade_type.to_ascii_lowercase()), flag(config.enabled.as_ref(), true))
-            })
+            .map(|config| (cx.share(&config.upgrade_type.to_ascii_lowercase()), flag(config.enabled.as_ref(), true)))
             .collect(),
         local_reply: local_reply.map_or_else(LocalReplyConfig::default, |config| {
             cx.field("local_reply_config", |cx| local_reply_config(cx, config))
@@ -116,7 +113,9 @@ pub(super) fn positive(value: Option<&proto::google::protobuf::UInt32Value>) -> 
 fn route_source(cx: &mut Context<'_>, message: &hcm::HttpConnectionManager) -> Option<RouteSource> {
     use hcm::http_connection_manager::RouteSpecifier as Kind;
     match &message.route_specifier {
-        Some(Kind::Rds(rds)) => cx.field("rds", |cx| cx.needed("route_config_name", &rds.route_config_name)).map(RouteSource::Named),
+        Some(Kind::Rds(rds)) => {
+            cx.field("rds", |cx| cx.needed("route_config_name", &rds.route_config_name)).map(RouteSource::Named)
+        }
         Some(Kind::RouteConfig(table)) => {
             let built = cx.field("route_config", |cx| super::route::table(cx, table, true))?;
             Some(RouteSource::Inline(Arc::new(built)))
@@ -161,9 +160,7 @@ fn filter_kind(cx: &mut Context<'_>, message: &hcm::HttpFilter, any: &Any) -> Op
         filters::CORS => HttpFilterKind::Cors(CorsFilter),
         filters::FAULT => HttpFilterKind::Fault(Arc::new(filters::fault(cx, any)?)),
         "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig" => HttpFilterKind::GrpcStats,
-        known if SHELL_EXTENSIONS.contains(&known) => {
-            HttpFilterKind::Extension(extension(cx, &message.name, any))
-        }
+        known if SHELL_EXTENSIONS.contains(&known) => HttpFilterKind::Extension(extension(cx, &message.name, any)),
         _ if message.is_optional => return Some(None),
         other => return cx.refuse(format!("the HTTP filter {other} is not implemented")),
     }))

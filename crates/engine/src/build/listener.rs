@@ -158,7 +158,8 @@ fn filter_chain(cx: &mut Context<'_>, message: &xds::FilterChain, position: &str
         None => Some(None),
     };
     let expected = message.filters.len();
-    let filters: Vec<Option<NetworkFilter>> = cx.list("filters", &message.filters, |cx, filter| network_filter(cx, filter));
+    let filters: Vec<Option<NetworkFilter>> =
+        cx.list("filters", &message.filters, |cx, filter| network_filter(cx, filter));
     let complete = filters.len() == expected;
     let filters: Vec<NetworkFilter> = filters.into_iter().flatten().collect();
     if complete {
@@ -186,7 +187,9 @@ fn check_order(cx: &mut Context<'_>, filters: &[NetworkFilter]) {
     };
     let first = filters.iter().position(terminal);
     if first.is_none_or(|at| at + 1 != filters.len()) {
-        cx.field("filters", |cx| cx.fault("the last filter, and no other, must be tcp_proxy, http_connection_manager or direct_response"));
+        cx.field("filters", |cx| {
+            cx.fault("the last filter, and no other, must be tcp_proxy, http_connection_manager or direct_response")
+        });
     }
 }
 
@@ -198,7 +201,9 @@ fn listener_filter(cx: &mut Context<'_>, message: &xds::ListenerFilter) -> Optio
     };
     let kind = match &message.config_type {
         Some(ConfigType::TypedConfig(any)) => cx.field("typed_config", |cx| listener_filter_kind(cx, any))?,
-        Some(ConfigType::ConfigDiscovery(_)) => return cx.field("config_discovery", |cx| cx.refuse("is not implemented")),
+        Some(ConfigType::ConfigDiscovery(_)) => {
+            return cx.field("config_discovery", |cx| cx.refuse("is not implemented"));
+        }
         None => match message.name.as_str() {
             // Old bootstraps name these filters and no more.
             "envoy.filters.listener.original_dst" => ListenerFilterKind::OriginalDst,
@@ -228,11 +233,15 @@ fn port_predicate(cx: &mut Context<'_>, message: &xds::ListenerFilterChainMatchP
     Some(match &message.rule {
         Some(Rule::AnyMatch(true)) => PortPredicate::Always,
         Some(Rule::AnyMatch(false)) => PortPredicate::Never,
-        Some(Rule::OrMatch(set)) => PortPredicate::Or(cx.field("or_match", |cx| cx.list("rules", &set.rules, port_predicate))),
+        Some(Rule::OrMatch(set)) => {
+            PortPredicate::Or(cx.field("or_match", |cx| cx.list("rules", &set.rules, port_predicate)))
+        }
         Some(Rule::AndMatch(set)) => {
             PortPredicate::And(cx.field("and_match", |cx| cx.list("rules", &set.rules, port_predicate)))
         }
-        Some(Rule::NotMatch(inner)) => PortPredicate::Not(Box::new(cx.field("not_match", |cx| port_predicate(cx, inner))?)),
+        Some(Rule::NotMatch(inner)) => {
+            PortPredicate::Not(Box::new(cx.field("not_match", |cx| port_predicate(cx, inner))?))
+        }
         Some(Rule::DestinationPortRange(range)) => PortPredicate::Port {
             start: u32::try_from(range.start).unwrap_or(0),
             end: u32::try_from(range.end).unwrap_or(0),

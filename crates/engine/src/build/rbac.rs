@@ -33,9 +33,7 @@ fn rules(cx: &mut Context<'_>, message: &xds::Rbac) -> Option<Rules> {
     };
     let mut named: Vec<_> = message.policies.iter().collect();
     named.sort_by_key(|(name, _)| *name);
-    let policies = named.iter().filter_map(|(name, message)| {
-        cx.key("policies", name, |cx| policy(cx, name, message))
-    });
+    let policies = named.iter().filter_map(|(name, message)| cx.key("policies", name, |cx| policy(cx, name, message)));
     let policies: Vec<Policy> = policies.collect();
     Some(Rules { action, policies })
 }
@@ -63,7 +61,9 @@ fn permission(cx: &mut Context<'_>, message: &xds::Permission) -> Option<Permiss
         Some(Rule::Any(false)) => return cx.field("any", |cx| cx.refuse("must be true")),
         Some(Rule::Header(message)) => Permission::Header(cx.field("header", |cx| header(cx, message))?),
         Some(Rule::UrlPath(message)) => Permission::Path(cx.field("url_path", |cx| path(cx, message))?),
-        Some(Rule::DestinationIp(range)) => Permission::DestinationIp(cx.field("destination_ip", |cx| cidr(cx, range))?),
+        Some(Rule::DestinationIp(range)) => {
+            Permission::DestinationIp(cx.field("destination_ip", |cx| cidr(cx, range))?)
+        }
         Some(Rule::DestinationPort(port)) => match u16::try_from(*port) {
             Ok(port) => Permission::DestinationPort(port),
             Err(_) => return cx.field("destination_port", |cx| cx.refuse("must be at most 65535")),
@@ -132,7 +132,9 @@ fn set_of<M, T>(
 
 fn path(cx: &mut Context<'_>, message: &proto::envoy::r#type::matcher::v3::PathMatcher) -> Option<StringMatcher> {
     match &message.rule {
-        Some(proto::envoy::r#type::matcher::v3::path_matcher::Rule::Path(text)) => cx.field("path", |cx| string(cx, text)),
+        Some(proto::envoy::r#type::matcher::v3::path_matcher::Rule::Path(text)) => {
+            cx.field("path", |cx| string(cx, text))
+        }
         None => cx.field("path", |cx| cx.refuse("is required")),
     }
 }

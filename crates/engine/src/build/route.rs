@@ -30,9 +30,8 @@ pub(super) fn table(cx: &mut Context<'_>, message: &xds::RouteConfiguration, inl
         return cx.field("vhds", |cx| cx.refuse("is not implemented"));
     }
     let mirrors = cx.list("request_mirror_policies", &message.request_mirror_policies, route_action::mirror);
-    let virtual_hosts: Vec<Arc<VirtualHost>> = cx.list("virtual_hosts", &message.virtual_hosts, |cx, host| {
-        virtual_host(cx, host, &mirrors).map(Arc::new)
-    });
+    let virtual_hosts: Vec<Arc<VirtualHost>> =
+        cx.list("virtual_hosts", &message.virtual_hosts, |cx, host| virtual_host(cx, host, &mirrors).map(Arc::new));
     let hosts = host_index(cx, &message.virtual_hosts);
     Some(RouteTable {
         name: cx.share(&message.name),
@@ -63,7 +62,9 @@ fn host_index(cx: &mut Context<'_>, hosts: &[xds::VirtualHost]) -> HostIndex {
             if let Err(other) = index.insert(domain, at) {
                 let name = hosts.get(other).map(|host| host.name.as_str()).unwrap_or_default();
                 cx.item("virtual_hosts", at, |cx| {
-                    cx.item("domains", place, |cx| cx.fault(format!("{domain:?} belongs to virtual host {name:?} already")));
+                    cx.item("domains", place, |cx| {
+                        cx.fault(format!("{domain:?} belongs to virtual host {name:?} already"))
+                    });
                 });
             }
         }
@@ -197,7 +198,11 @@ fn route_match(cx: &mut Context<'_>, message: &xds::RouteMatch) -> Option<RouteM
             PathRule::Template(cx.field("path_match_policy", |cx| super::rbac::template(cx, config))?)
         }
         Some(Kind::ConnectMatcher(_)) => PathRule::Connect,
-        None => return cx.refuse("prefix, path, safe_regex, path_separated_prefix, path_match_policy or connect_matcher is required"),
+        None => {
+            return cx.refuse(
+                "prefix, path, safe_regex, path_separated_prefix, path_match_policy or connect_matcher is required",
+            );
+        }
     };
     if !message.filter_state.is_empty() {
         cx.field("filter_state", |cx| cx.fault("is not implemented"));

@@ -101,7 +101,9 @@ fn weighted(cx: &mut Context<'_>, message: &xds::WeightedCluster) -> Option<Weig
             Err(header_key(cx, "cluster_header", &cluster.cluster_header)?)
         };
         let host = match &cluster.host_rewrite_specifier {
-            Some(xds::weighted_cluster::cluster_weight::HostRewriteSpecifier::HostRewriteLiteral(host)) => cx.text(host),
+            Some(xds::weighted_cluster::cluster_weight::HostRewriteSpecifier::HostRewriteLiteral(host)) => {
+                cx.text(host)
+            }
             None => None,
         };
         Some(WeightedCluster {
@@ -142,7 +144,8 @@ fn path_change(
         !message.path_rewrite.is_empty(),
     ];
     if given.iter().filter(|given| **given).count() > 1 {
-        return cx.refuse("only one of prefix_rewrite, regex_rewrite, path_rewrite_policy and path_rewrite may be given");
+        return cx
+            .refuse("only one of prefix_rewrite, regex_rewrite, path_rewrite_policy and path_rewrite may be given");
     }
     if !message.prefix_rewrite.is_empty() {
         return Some(PathChange::Prefix(cx.share(&message.prefix_rewrite)));
@@ -178,14 +181,13 @@ fn host_rewrite(cx: &mut Context<'_>, message: &xds::RouteAction) -> Option<Host
         Kind::HostRewritePathRegex(rule) => {
             cx.field("host_rewrite_path_regex", |cx| substitution(cx, rule)).map(HostRewrite::PathRegex)
         }
-        Kind::HostRewrite(_) => cx.field("host_rewrite", |cx| cx.refuse("is not implemented; use host_rewrite_literal")),
+        Kind::HostRewrite(_) => {
+            cx.field("host_rewrite", |cx| cx.refuse("is not implemented; use host_rewrite_literal"))
+        }
     }
 }
 
-pub(super) fn mirror(
-    cx: &mut Context<'_>,
-    message: &xds::route_action::RequestMirrorPolicy,
-) -> Option<MirrorPolicy> {
+pub(super) fn mirror(cx: &mut Context<'_>, message: &xds::route_action::RequestMirrorPolicy) -> Option<MirrorPolicy> {
     let cluster = if message.cluster_header.is_empty() {
         Ok(cx.needed("cluster", &message.cluster)?)
     } else {
@@ -247,7 +249,8 @@ pub(super) fn retry(cx: &mut Context<'_>, message: &xds::RetryPolicy) -> Option<
     });
     let back_off = message.retry_back_off.clone().unwrap_or_default();
     let base = cx.duration("retry_back_off.base_interval", back_off.base_interval.as_ref()).unwrap_or(BASE_INTERVAL);
-    let max = cx.duration("retry_back_off.max_interval", back_off.max_interval.as_ref()).unwrap_or(base.saturating_mul(10));
+    let max =
+        cx.duration("retry_back_off.max_interval", back_off.max_interval.as_ref()).unwrap_or(base.saturating_mul(10));
     if base.is_zero() || max < base {
         cx.field("retry_back_off", |cx| cx.fault("base_interval must be above zero and at most max_interval"));
     }
@@ -348,7 +351,10 @@ pub(super) fn header_addition(cx: &mut Context<'_>, message: &core::HeaderValueO
     let header = cx.required("header", message.header.as_ref(), |_, header| Some(header.clone()))?;
     let name = match cx.field("header", |cx| header_key(cx, "key", &header.key))? {
         HeaderKey::Name(name) => name,
-        _ => return cx.field("header.key", |cx| cx.refuse("the host and names with a colon must not be changed this way")),
+        _ => {
+            return cx
+                .field("header.key", |cx| cx.refuse("the host and names with a colon must not be changed this way"));
+        }
     };
     let text = if header.raw_value.is_empty() {
         header.value

@@ -62,7 +62,8 @@ fn downstream_context(cx: &mut Context<'_>, message: &tls::DownstreamTlsContext)
             cx.refuse("a certificate is required: tls_certificates or tls_certificate_sds_secret_configs")
         });
     }
-    let stateless_off = matches!(message.session_ticket_keys_type, Some(Tickets::DisableStatelessSessionResumption(true)));
+    let stateless_off =
+        matches!(message.session_ticket_keys_type, Some(Tickets::DisableStatelessSessionResumption(true)));
     Some(DownstreamTls {
         common,
         require_client_certificate: flag(message.require_client_certificate.as_ref(), false),
@@ -95,11 +96,10 @@ fn common(cx: &mut Context<'_>, message: &tls::CommonTlsContext) -> Option<TlsCo
     built.certificates = cx.list("tls_certificates", &message.tls_certificates, |cx, message| {
         certificate(cx, message).map(|certificate| CertificateSource::Inline(Arc::new(certificate)))
     });
-    let named = cx.list(
-        "tls_certificate_sds_secret_configs",
-        &message.tls_certificate_sds_secret_configs,
-        |cx, message| secret_ref(cx, message).map(CertificateSource::Secret),
-    );
+    let named =
+        cx.list("tls_certificate_sds_secret_configs", &message.tls_certificate_sds_secret_configs, |cx, message| {
+            secret_ref(cx, message).map(CertificateSource::Secret)
+        });
     built.certificates.extend(named);
     built.validation = match &message.validation_context_type {
         None => None,

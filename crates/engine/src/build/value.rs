@@ -56,7 +56,8 @@ fn socket_address(cx: &mut Context<'_>, message: &core::SocketAddress, names: bo
 
 pub(super) fn cidr(cx: &mut Context<'_>, message: &core::CidrRange) -> Option<IpNet> {
     let Ok(ip) = message.address_prefix.parse::<IpAddr>() else {
-        return cx.field("address_prefix", |cx| cx.refuse(format!("{:?} is not an IP address", message.address_prefix)));
+        return cx
+            .field("address_prefix", |cx| cx.refuse(format!("{:?} is not an IP address", message.address_prefix)));
     };
     let length = super::number(message.prefix_len.as_ref(), 0);
     let range = u8::try_from(length).ok().and_then(|length| IpNet::new(ip, length).ok());
@@ -87,9 +88,7 @@ pub(super) fn data_source(cx: &mut Context<'_>, message: &core::DataSource) -> O
         Some(Specifier::Filename(name)) if !name.is_empty() => Some(DataSource::File(Path::new(name).into())),
         Some(Specifier::InlineBytes(bytes)) => Some(DataSource::Inline(Bytes::from(bytes.clone()))),
         Some(Specifier::InlineString(text)) => Some(DataSource::Inline(Bytes::from(text.clone()))),
-        Some(Specifier::EnvironmentVariable(name)) if !name.is_empty() => {
-            Some(DataSource::Environment(cx.share(name)))
-        }
+        Some(Specifier::EnvironmentVariable(name)) if !name.is_empty() => Some(DataSource::Environment(cx.share(name))),
         _ => cx.refuse("one of filename, inline_bytes, inline_string, environment_variable is required"),
     }
 }
@@ -234,7 +233,9 @@ fn value(cx: &mut Context<'_>, message: &matcher::ValueMatcher) -> Option<ValueM
             None => cx.field("double_match", |cx| cx.refuse("exact or range is required")),
         },
         Some(Kind::ListMatch(list)) => cx.field("list_match", |cx| match &list.match_pattern {
-            Some(List::OneOf(inner)) => cx.field("one_of", |cx| value(cx, inner)).map(|v| ValueMatcher::AnyOf(Box::new(v))),
+            Some(List::OneOf(inner)) => {
+                cx.field("one_of", |cx| value(cx, inner)).map(|v| ValueMatcher::AnyOf(Box::new(v)))
+            }
             None => cx.refuse("one_of is required"),
         }),
         Some(Kind::OrMatch(or)) => {
@@ -259,9 +260,7 @@ pub(super) enum Substituted {
 pub(super) fn substituted(cx: &mut Context<'_>, message: &core::SubstitutionFormatString) -> Option<Substituted> {
     use core::substitution_format_string::Format;
     match &message.format {
-        Some(Format::TextFormat(text)) => {
-            cx.field("text_format", |cx| template(cx, text)).map(Substituted::Text)
-        }
+        Some(Format::TextFormat(text)) => cx.field("text_format", |cx| template(cx, text)).map(Substituted::Text),
         Some(Format::TextFormatSource(source)) => cx.field("text_format_source", |cx| {
             let bytes = inline_bytes(cx, source)?;
             match std::str::from_utf8(&bytes) {
@@ -269,9 +268,9 @@ pub(super) fn substituted(cx: &mut Context<'_>, message: &core::SubstitutionForm
                 Err(_) => cx.refuse("is not UTF-8"),
             }
         }),
-        Some(Format::JsonFormat(tree)) => cx.field("json_format", |cx| {
-            json_template(cx, tree, message.omit_empty_values).map(Substituted::Json)
-        }),
+        Some(Format::JsonFormat(tree)) => {
+            cx.field("json_format", |cx| json_template(cx, tree, message.omit_empty_values).map(Substituted::Json))
+        }
         None => cx.refuse("text_format, text_format_source or json_format is required"),
     }
 }

@@ -16,9 +16,9 @@ pub use action::{
 };
 pub use hosts::HostIndex;
 pub(crate) use hosts::without_port;
-pub(crate) use matching::{cookie, parameter};
 pub use index::RouteIndex;
 pub use matching::{PathRule, QueryMatcher, QueryPattern, RouteMatch, TlsContextRule};
+pub(crate) use matching::{cookie, parameter};
 
 use crate::cors::CorsPolicy;
 use crate::fault::FaultPolicy;
