@@ -84,7 +84,7 @@ impl Feeds {
     fn encode(&self, model: &Model, key: &Key, revision: u64, before: Option<&Snapshot>) -> Arc<Snapshot> {
         let encoded = match key.1 {
             Shape::Sidecar => compile::encode(model.mesh(), &key.0, &EncodeOptions::default()),
-            Shape::Proxyless => proxyless(model, &key.0),
+            Shape::Proxyless => compile::proxyless(model.mesh(), &key.0),
         };
         let lists = [
             (CLUSTER, encoded.clusters),
@@ -124,28 +124,6 @@ impl Feeds {
         }
         made
     }
-}
-
-/// Everything that a gRPC library may ask for: each visible service's ports, under its full and its short names.
-fn proxyless(model: &Model, workload: &WorkloadKey) -> compile::Snapshot {
-    let mut parts: [BTreeMap<String, Arc<compile::Resource>>; 4] = Default::default();
-    for service in model.mesh().visible_services(&workload.namespace) {
-        let mut hosts = vec![service.hostname.clone(), format!("{}.{}", service.name, service.namespace)];
-        if service.namespace == workload.namespace {
-            hosts.push(service.name.clone());
-        }
-        hosts.dedup();
-        let targets =
-            hosts.iter().flat_map(|host| service.ports.iter().map(move |port| format!("{host}:{}", port.number)));
-        for found in targets.filter_map(|target| compile::proxyless(model.mesh(), workload, &target)) {
-            let lists = [found.listeners, found.routes, found.clusters, found.endpoints];
-            for (part, list) in parts.iter_mut().zip(lists) {
-                part.extend(list.into_iter().map(|resource| (resource.name.clone(), resource)));
-            }
-        }
-    }
-    let [listeners, routes, clusters, endpoints] = parts.map(|part| part.into_values().collect());
-    compile::Snapshot { listeners, routes, clusters, endpoints }
 }
 
 /// Whether two snapshots hold the same resources: an unchanged set is the same set.
