@@ -13,7 +13,9 @@ pub(crate) struct Args {
     check: bool,
 }
 
-const PAGES: &[(&str, fn() -> String)] =
+type Page = (&'static str, fn() -> String);
+
+const PAGES: &[Page] =
     &[("docs/reference/xds.md", proto::surface::reference_page), ("docs/reference/diagnostics.md", diagnostics)];
 
 /// Writes or compares; true when all is well.
