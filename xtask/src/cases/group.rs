@@ -38,13 +38,12 @@ pub(super) fn groups<'a>(table: &'a Table, cases: &[&'a Case]) -> Result<Vec<Gro
 pub(super) async fn run(
     world: &mut World,
     fixture: &Fixture,
-    table: &Table,
     group: &Group<'_>,
     logs: bool,
     count: &mut Count,
 ) -> Result<()> {
     let topology = Topology::lay(fixture, group.config, &group.variant)?;
-    let wanted = wanted(&topology, &group.cases);
+    let wanted = wanted(&topology, group);
     let arranged = world.arrange(&topology, &wanted).await;
     for case in &group.cases {
         let failures = match &arranged {
@@ -66,7 +65,6 @@ pub(super) async fn run(
             count.failed += 1;
         }
     }
-    let _ = table;
     Ok(())
 }
 
@@ -101,14 +99,16 @@ fn judge(world: &World, case: &Case, answers: &[Answer]) -> Vec<String> {
 }
 
 /// The workloads that these cases can reach, and the clients that ask.
-fn wanted(topology: &Topology, cases: &[&Case]) -> Vec<String> {
+fn wanted(topology: &Topology, group: &Group<'_>) -> Vec<String> {
+    let routes = ["VirtualService", "TrafficSplit"];
+    let routed = group.config.resources.iter().any(|r| r["kind"].as_str().is_some_and(|kind| routes.contains(&kind)));
     let mut wanted: Vec<String> = Vec::new();
     let mut add = |id: String| {
         if !wanted.contains(&id) {
             wanted.push(id);
         }
     };
-    for request in cases.iter().filter_map(|case| case.request.as_ref()) {
+    for request in group.cases.iter().filter_map(|case| case.request.as_ref()) {
         let clients = [request.from.as_deref(), request.second_client.as_deref()];
         for client in clients.into_iter().flatten().filter_map(|name| topology.workload(name)) {
             add(client.id());
@@ -117,9 +117,9 @@ fn wanted(topology: &Topology, cases: &[&Case]) -> Vec<String> {
         let service =
             request.to.as_deref().and_then(|to| topology.service_named(namespace.as_deref().unwrap_or("shop"), to));
         match service {
-            Some(service) => topology.behind(service).for_each(|workload| add(workload.id())),
+            Some(service) if !routed => topology.behind(service).for_each(|workload| add(workload.id())),
             // A route may lead to any of them.
-            None => topology.workloads.iter().filter(|w| !w.client).for_each(|workload| add(workload.id())),
+            _ => topology.workloads.iter().filter(|w| !w.client).for_each(|workload| add(workload.id())),
         }
     }
     wanted

@@ -46,20 +46,18 @@ enum Judge {
     Envoy,
 }
 
-/// Set in the process that runs inside its own network namespace.
+/// Set in the process that runs inside its own network namespace, to the path of the `tulle` to use.
 const INSIDE: &str = "TULLE_XTASK_INSIDE";
 
 /// Runs the tables; true when every counted case passed.
 pub(crate) fn run(args: &Args) -> Result<bool> {
-    if std::env::var_os(INSIDE).is_none() {
-        return run_inside(args);
-    }
+    let Some(tulle) = std::env::var_os(INSIDE) else { return run_inside(args) };
     let status = Command::new("ip").args(["link", "set", "lo", "up"]).status().context("`ip` (package iproute2)")?;
     if !status.success() {
         bail!("cannot raise the loopback device of the new network namespace");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(run_tables(args))
+    runtime.block_on(run_tables(args, tulle.into()))
 }
 
 /// Builds `tulle` and starts this program again in a network namespace of its own.
@@ -70,8 +68,8 @@ fn run_inside(args: &Args) -> Result<bool> {
     };
     let mut command = Command::new("unshare");
     command.args(["--user", "--map-root-user", "--net", "--kill-child"]);
-    command.arg(std::env::current_exe()?).args(std::env::args_os().skip(1)).arg("--tulle").arg(tulle);
-    command.env(INSIDE, "1");
+    command.arg(std::env::current_exe()?).args(std::env::args_os().skip(1));
+    command.env(INSIDE, tulle);
     let status = command.status().context("`unshare` (package util-linux)")?;
     match status.code() {
         Some(0) => Ok(true),
@@ -92,8 +90,7 @@ pub(crate) fn build_tulle() -> Result<PathBuf> {
     if path.exists() { Ok(path) } else { bail!("{} is not there after the build", path.display()) }
 }
 
-async fn run_tables(args: &Args) -> Result<bool> {
-    let tulle = args.tulle.clone().context("--tulle")?;
+async fn run_tables(args: &Args, tulle: PathBuf) -> Result<bool> {
     let program = match args.judge {
         Judge::Tulle => ProxyProgram::Tulle(tulle.clone()),
         Judge::Envoy => ProxyProgram::Envoy(crate::setup::envoy()?),
@@ -106,7 +103,7 @@ async fn run_tables(args: &Args) -> Result<bool> {
         let cases: Vec<&Case> = table.cases.iter().filter(|case| !left_out(args, case)).collect();
         let mut own = Count::default();
         for group in group::groups(&table, &cases)? {
-            group::run(&mut world, &fixture, &table, &group, args.logs, &mut own).await?;
+            group::run(&mut world, &fixture, &group, args.logs, &mut own).await?;
         }
         println!("{}: {} passed, {} failed", table.table, own.passed, own.failed);
         count.passed += own.passed;
