@@ -171,13 +171,11 @@ pub struct LbCommon {
     pub locality_weighted: bool,
     /// Hash the endpoint's host name rather than its address (ring hash, Maglev).
     pub hash_hostname: bool,
-    /// Bounded load for ring hash and Maglev, per cent above the mean (at least 100); `None`: off.
-    pub hash_balance_factor: Option<u32>,
 }
 
 impl Default for LbCommon {
     fn default() -> Self {
-        Self { panic_threshold: 50.0, locality_weighted: false, hash_hostname: false, hash_balance_factor: None }
+        Self { panic_threshold: 50.0, locality_weighted: false, hash_hostname: false }
     }
 }
 

@@ -116,6 +116,8 @@ pub struct EndpointState {
     pub connections_total: AtomicU64,
     /// Attempts to connect that failed.
     pub connect_failures: AtomicU64,
+    /// When it was first seen, nanoseconds of a [`crate::Moment`], for slow start; 0: not yet.
+    pub since: AtomicU64,
     /// What outlier detection knows.
     pub outlier: OutlierState,
 }

@@ -3,15 +3,22 @@
 //!
 //! A [`View`] is what follows from the endpoints and their health: rebuilt when either changes, read without a lock.
 
+mod maglev;
+mod pool;
+mod ring;
+mod view;
+
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use crate::cluster::Cluster;
+use crate::cluster::ClusterConfig;
 use crate::dice::Dice;
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Endpoint, EndpointSet};
 use crate::moment::Moment;
+use view::View;
 
 /// How endpoints are chosen.
 #[derive(Debug, Clone, PartialEq)]
@@ -71,31 +78,82 @@ pub struct Request<'a> {
 }
 
 /// Chooses endpoints of one cluster.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Balancer {
+    config: Arc<ClusterConfig>,
+    endpoints: Arc<EndpointSet>,
     view: ArcSwap<View>,
-}
-
-/// What follows from endpoints and their health.
-#[derive(Debug, Default)]
-pub struct View {
-    endpoints: Vec<Arc<Endpoint>>,
+    /// Whose turn it is.
+    turn: AtomicU64,
 }
 
 impl Balancer {
     /// A balancer for these endpoints.
     #[must_use]
-    pub fn new(config: &Arc<crate::cluster::ClusterConfig>, endpoints: &Arc<crate::endpoint::EndpointSet>) -> Self {
-        let _ = config;
-        Self { view: ArcSwap::from_pointee(View { endpoints: endpoints.iter().cloned().collect() }) }
+    pub fn new(config: &Arc<ClusterConfig>, endpoints: &Arc<EndpointSet>) -> Self {
+        let view = View::new(config, endpoints, Moment::START);
+        Self {
+            config: config.clone(),
+            endpoints: endpoints.clone(),
+            view: ArcSwap::from_pointee(view),
+            // Not zero: after every update the first endpoint would be served first.
+            turn: AtomicU64::new(endpoints.version % 65_521),
+        }
     }
 
-    /// The endpoint for a request; `None`: there is no healthy one (`UH`, 503).
+    /// The endpoint for a request; `None`: there is no healthy one (`UH`, 503). Endpoints of `request.tried` are avoided
+    /// as long as the attempts allow.
     #[must_use]
-    pub fn pick(&self, cluster: &Cluster, request: Request<'_>, now: Moment, dice: &mut Dice) -> Option<Arc<Endpoint>> {
-        let _ = (cluster, request, now);
-        let view = self.view.load();
-        let at = usize::try_from(dice.below(view.endpoints.len() as u64)).ok()?;
-        view.endpoints.get(at).cloned()
+    pub fn pick(&self, request: Request<'_>, now: Moment, dice: &mut Dice) -> Option<Arc<Endpoint>> {
+        let mut view = self.view.load();
+        if view.refresh_at.is_some_and(|at| now >= at) {
+            self.refresh(now);
+            view = self.view.load();
+        }
+        let attempts = if request.tried.is_empty() { 0 } else { request.avoid_attempts };
+        let mut picked = None;
+        for attempt in 0..=attempts {
+            let found = view.pick(request.hash, attempt, &self.turn, dice)?;
+            let again = request.tried.iter().any(|tried| tried.address == found.address);
+            picked = Some(found);
+            if !again {
+                break;
+            }
+        }
+        picked.cloned()
+    }
+
+    /// Looks at the endpoints' health again. Outlier detection does this by itself.
+    pub fn refresh(&self, now: Moment) {
+        self.view.store(Arc::new(View::new(&self.config, &self.endpoints, now)));
+    }
+
+    /// Share of the load of each priority, per cent, and whether it is in panic; for the admin pages.
+    #[must_use]
+    pub fn priorities(&self) -> Vec<(u32, bool)> {
+        self.view.load().priorities()
     }
 }
+
+/// One request under way at an endpoint; dropping it ends it.
+#[derive(Debug)]
+pub struct InFlight(Arc<Endpoint>);
+
+impl InFlight {
+    /// Counts a request (or a TCP connection) at an endpoint, as least-request balancing sees it.
+    #[must_use]
+    pub fn begin(endpoint: &Arc<Endpoint>) -> Self {
+        endpoint.state.active.fetch_add(1, Ordering::Relaxed);
+        endpoint.state.requests.fetch_add(1, Ordering::Relaxed);
+        Self(endpoint.clone())
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.state.active.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests;

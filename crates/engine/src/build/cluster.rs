@@ -219,7 +219,9 @@ fn lb_common(cx: &mut Context<'_>, message: &xds::Cluster) -> LbCommon {
     common.locality_weighted = matches!(config.locality_config_specifier, Some(Kind::LocalityWeightedLbConfig(_)));
     if let Some(hashing) = &config.consistent_hashing_lb_config {
         common.hash_hostname = hashing.use_hostname_for_hashing;
-        common.hash_balance_factor = hashing.hash_balance_factor.as_ref().map(|factor| factor.value);
+        if hashing.hash_balance_factor.is_some() {
+            cx.field("common_lb_config", |cx| cx.fault("hash_balance_factor is not implemented"));
+        }
     }
     common
 }
@@ -327,13 +329,13 @@ fn typed_lb(
                 return cx.refuse("only XX_HASH is implemented");
             }
             common.locality_weighted |= message.locality_weighted_lb_config.is_some();
-            hashing(message.consistent_hashing_lb_config.as_ref(), common);
+            hashing(cx, message.consistent_hashing_lb_config.as_ref(), common);
             ring(cx, message.minimum_ring_size.map(|v| v.value), message.maximum_ring_size.map(|v| v.value))
         }
         "maglev.v3.Maglev" => {
             let message: lb::maglev::v3::Maglev = cx.unpack(any)?;
             common.locality_weighted |= message.locality_weighted_lb_config.is_some();
-            hashing(message.consistent_hashing_lb_config.as_ref(), common);
+            hashing(cx, message.consistent_hashing_lb_config.as_ref(), common);
             maglev(cx, message.table_size.map(|v| v.value))
         }
         "wrr_locality.v3.WrrLocality" if depth == 0 => {
@@ -354,10 +356,18 @@ fn locality(message: Option<&lb::common::v3::LocalityLbConfig>, common: &mut LbC
     common.locality_weighted |= matches!(specifier, Some(Kind::LocalityWeightedLbConfig(_)));
 }
 
-fn hashing(message: Option<&lb::common::v3::ConsistentHashingLbConfig>, common: &mut LbCommon) {
+fn hashing(
+    cx: &mut Context<'_>,
+    message: Option<&lb::common::v3::ConsistentHashingLbConfig>,
+    common: &mut LbCommon,
+) {
     if let Some(message) = message {
         common.hash_hostname = message.use_hostname_for_hashing;
-        common.hash_balance_factor = message.hash_balance_factor.as_ref().map(|factor| factor.value);
+        if message.hash_balance_factor.is_some() || !message.hash_policy.is_empty() {
+            cx.field("consistent_hashing_lb_config", |cx| {
+                cx.fault("hash_balance_factor and hash_policy are not implemented");
+            });
+        }
     }
 }
 

@@ -1,0 +1,172 @@
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use hashbrown::HashMap;
+use proptest::prelude::*;
+
+use super::*;
+use crate::endpoint::{EndpointGroup, HealthStatus, Locality};
+use crate::listener::Address;
+
+/// A cluster of one group for each priority; an endpoint is (last byte of its address, weight, health).
+fn cluster(lb: &str, groups: &[&[(u8, u32, HealthStatus)]]) -> Balancer {
+    let text = format!("name: c\nconnect_timeout: 1s\n{lb}");
+    let message: proto::envoy::config::cluster::v3::Cluster =
+        proto::json::parse(&text, proto::json::Format::Yaml).expect("cluster");
+    let mut strings = crate::build::Strings::default();
+    let mut cx = crate::build::Context::new(&mut strings, 1);
+    let built = crate::build::cluster(&mut cx, &prost::Message::encode_to_vec(&message));
+    let (config, _) = cx.finish(built).expect("cluster");
+    Balancer::new(&Arc::new(config), &Arc::new(set(groups)))
+}
+
+fn set(groups: &[&[(u8, u32, HealthStatus)]]) -> EndpointSet {
+    let group = |(priority, members): (usize, &&[(u8, u32, HealthStatus)])| EndpointGroup {
+        locality: Arc::new(Locality::default()),
+        weight: None,
+        priority: priority as u32,
+        endpoints: members.iter().map(|(n, weight, health)| endpoint(*n, *weight, *health, priority as u32)).collect(),
+    };
+    EndpointSet { groups: groups.iter().enumerate().map(group).collect(), overprovisioning: 140, ..EndpointSet::default() }
+}
+
+fn endpoint(n: u8, weight: u32, health: HealthStatus, priority: u32) -> Arc<Endpoint> {
+    Arc::new(Endpoint {
+        address: Address::Socket(([10, 0, 0, n], 80).into()),
+        hostname: "".into(),
+        weight,
+        health,
+        metadata: Arc::default(),
+        locality: Arc::default(),
+        priority,
+        state: Arc::default(),
+    })
+}
+
+const UP: HealthStatus = HealthStatus::Healthy;
+const DOWN: HealthStatus = HealthStatus::Unhealthy;
+
+fn last_byte(endpoint: &Endpoint) -> u8 {
+    match endpoint.address.socket().map(|address| address.ip()) {
+        Some(std::net::IpAddr::V4(ip)) => ip.octets()[3],
+        other => panic!("{other:?}"),
+    }
+}
+
+fn spread(balancer: &Balancer, picks: u32) -> HashMap<u8, f64> {
+    let mut dice = Dice::new(5);
+    let mut counts: HashMap<u8, f64> = HashMap::new();
+    for _ in 0..picks {
+        let picked = balancer.pick(Request::default(), Moment::START, &mut dice).expect("an endpoint");
+        *counts.entry(last_byte(&picked)).or_default() += 1.0 / f64::from(picks);
+    }
+    counts
+}
+
+fn near(value: Option<&f64>, wanted: f64, tolerance: f64) -> bool {
+    (value.copied().unwrap_or(0.0) - wanted).abs() <= tolerance + 1e-9
+}
+
+#[test]
+fn weights_are_kept_by_every_policy() {
+    for lb in ["", "lb_policy: LEAST_REQUEST", "lb_policy: RANDOM", "lb_policy: RING_HASH", "lb_policy: MAGLEV"] {
+        let spread = spread(&cluster(lb, &[&[(1, 3, UP), (2, 1, UP)]]), 20_000);
+        assert!(near(spread.get(&1), 0.75, 0.03), "{lb}: {spread:?}");
+        let spread = super::tests::spread(&cluster(lb, &[&[(1, 1, UP), (2, 1, UP), (3, 1, UP)]]), 30_000);
+        assert!((1..=3).all(|n| near(spread.get(&n), 0.3333, 0.04)), "{lb}: {spread:?}");
+    }
+}
+
+#[test]
+fn round_robin_takes_turns() {
+    let balancer = cluster("", &[&[(1, 1, UP), (2, 1, UP), (3, 1, UP)]]);
+    let mut dice = Dice::new(1);
+    let picks: Vec<u8> = (0..6)
+        .map(|_| last_byte(&balancer.pick(Request::default(), Moment::START, &mut dice).unwrap()))
+        .collect();
+    assert_eq!(picks[..3], picks[3..]);
+    assert_eq!(picks[..3].iter().collect::<std::collections::BTreeSet<_>>().len(), 3);
+}
+
+#[test]
+fn unhealthy_endpoints_are_left_out_until_panic() {
+    let one_down = spread(&cluster("", &[&[(1, 1, UP), (2, 1, UP), (3, 1, DOWN)]]), 1000);
+    assert_eq!(one_down.get(&3), None);
+    let panic = spread(&cluster("", &[&[(1, 1, UP), (2, 1, DOWN), (3, 1, DOWN)]]), 3000);
+    assert!((1..=3).all(|n| near(panic.get(&n), 0.3333, 0.01)), "{panic:?}");
+    let never = "common_lb_config: {healthy_panic_threshold: {value: 0}}";
+    assert!(near(spread(&cluster(never, &[&[(1, 1, UP), (2, 1, DOWN), (3, 1, DOWN)]]), 100).get(&1), 1.0, 0.0));
+    let none = cluster(never, &[&[(1, 1, DOWN)]]);
+    assert!(none.pick(Request::default(), Moment::START, &mut Dice::new(1)).is_none());
+    assert!(cluster("", &[]).pick(Request::default(), Moment::START, &mut Dice::new(1)).is_none());
+}
+
+#[test]
+fn priorities_spill_over_with_the_factor() {
+    // Half of the first priority is healthy: 1.4 x 50 % = 70 % of the load stays there.
+    let half = spread(&cluster("", &[&[(1, 1, UP), (2, 1, DOWN)], &[(9, 1, UP)]]), 20_000);
+    assert!(near(half.get(&1), 0.7, 0.02) && near(half.get(&9), 0.3, 0.02), "{half:?}");
+    let whole = spread(&cluster("", &[&[(1, 1, UP), (2, 1, UP), (3, 1, UP), (4, 1, DOWN)], &[(9, 1, UP)]]), 2000);
+    assert_eq!(whole.get(&9), None);
+    let degraded = spread(&cluster("", &[&[(1, 1, DOWN), (2, 1, HealthStatus::Degraded)], &[(9, 1, DOWN)]]), 1000);
+    assert!(near(degraded.get(&2), 1.0, 0.0), "{degraded:?}");
+}
+
+#[test]
+fn least_request_avoids_the_busy() {
+    let balancer = cluster("lb_policy: LEAST_REQUEST", &[&[(1, 1, UP), (2, 1, UP), (3, 1, UP)]]);
+    let busy: Vec<_> = balancer.endpoints.iter().filter(|e| last_byte(e) == 3).flat_map(|e| (0..9).map(|_| InFlight::begin(e))).collect();
+    let spread = spread(&balancer, 9000);
+    assert!(near(spread.get(&3), 1.0 / 9.0, 0.02), "{spread:?}");
+    drop(busy);
+    assert!(balancer.endpoints.iter().all(|endpoint| endpoint.state.active.load(Ordering::Relaxed) == 0));
+}
+
+#[test]
+fn tried_endpoints_are_avoided() {
+    let balancer = cluster("lb_policy: RANDOM", &[&[(1, 1, UP), (2, 1, UP)]]);
+    let tried: Vec<_> = balancer.endpoints.iter().filter(|e| last_byte(e) == 1).cloned().collect();
+    let request = Request { hash: None, tried: &tried, avoid_attempts: 30 };
+    let mut dice = Dice::new(3);
+    assert!((0..200).all(|_| last_byte(&balancer.pick(request, Moment::START, &mut dice).unwrap()) == 2));
+    let alone = cluster("", &[&[(1, 1, UP)]]);
+    assert!(alone.pick(request, Moment::START, &mut dice).is_some());
+}
+
+#[test]
+fn slow_start_grows() {
+    let lb = "round_robin_lb_config: {slow_start_config: {slow_start_window: 100s}}";
+    let balancer = cluster(lb, &[&[(1, 1, UP), (2, 1, UP)]]);
+    let old = balancer.endpoints.iter().find(|e| last_byte(e) == 1).unwrap();
+    old.state.since.store(1, Ordering::Relaxed);
+    let at = |seconds: u64| {
+        let now = Moment::at(Duration::from_secs(seconds));
+        let mut dice = Dice::new(2);
+        let hits = (0..4000).filter(|_| last_byte(&balancer.pick(Request::default(), now, &mut dice).unwrap()) == 2);
+        hits.count() as f64 / 4000.0
+    };
+    assert!((at(1000) - 0.1 / 1.1).abs() < 0.01);
+    assert!((at(1050) - 0.5 / 1.5).abs() < 0.01);
+    assert!((at(1100) - 0.5).abs() < 0.01);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn consistent_hashing_moves_little(seed in any::<u64>(), gone in 1u8..=10) {
+        let mut dice = Dice::new(seed);
+        let keys: Vec<u64> = (0..200).map(|_| dice.roll()).collect();
+        for lb in ["lb_policy: RING_HASH", "lb_policy: MAGLEV\nmaglev_lb_config: {table_size: 5003}"] {
+            let all: Vec<_> = (1..=10).map(|n| (n, 1, UP)).collect();
+            let fewer: Vec<_> = all.iter().copied().filter(|(n, _, _)| *n != gone).collect();
+            let (before, after) = (cluster(lb, &[&all]), cluster(lb, &[&fewer]));
+            let at = |balancer: &Balancer, key: u64| {
+                let request = Request { hash: Some(key), ..Request::default() };
+                last_byte(&balancer.pick(request, Moment::START, &mut Dice::new(1)).unwrap())
+            };
+            let moved = keys.iter().filter(|key| at(&before, **key) != gone && at(&before, **key) != at(&after, **key));
+            prop_assert!(moved.count() <= 30, "{}", lb);
+            prop_assert!(keys.iter().all(|key| at(&before, *key) == at(&before, *key)));
+        }
+    }
+}

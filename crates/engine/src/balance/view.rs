@@ -1,0 +1,298 @@
+//! What follows from the endpoints and their health: load by priority, panic, pools.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::pool::Pool;
+use super::{LbPolicy, SlowStart};
+use crate::cluster::ClusterConfig;
+use crate::dice::Dice;
+use crate::endpoint::{Endpoint, EndpointGroup, EndpointSet, HealthStatus};
+use crate::moment::Moment;
+
+/// How often weights are looked at again while an endpoint starts slowly.
+const SLOW_START_STEP: Duration = Duration::from_millis(250);
+/// Weights are scaled so that a slow start can take a small part of 1.
+const SCALE: u64 = 10_000;
+
+/// A picture of the endpoints at one moment.
+#[derive(Debug, Default)]
+pub(super) struct View {
+    /// Load in per cent and who takes it, in order of preference.
+    loads: Vec<(u32, Side)>,
+    priorities: Vec<Sides>,
+    /// When the picture is too old.
+    pub(super) refresh_at: Option<Moment>,
+}
+
+/// The healthy or the degraded endpoints of a priority.
+#[derive(Debug, Clone, Copy)]
+struct Side {
+    priority: usize,
+    degraded: bool,
+}
+
+#[derive(Debug, Default)]
+struct Sides {
+    /// Healthy endpoints; in panic: all.
+    healthy: Localities,
+    degraded: Localities,
+    panic: bool,
+}
+
+/// Pools by locality, or one for all.
+#[derive(Debug, Default)]
+struct Localities {
+    pools: Vec<Pool>,
+    /// Running sums of the localities' weights; empty: there is one pool.
+    sums: Vec<u64>,
+}
+
+/// How many endpoints a priority has, or how much weight.
+#[derive(Debug, Clone, Copy, Default)]
+struct Count {
+    all: u64,
+    healthy: u64,
+    degraded: u64,
+}
+
+impl View {
+    pub(super) fn new(config: &ClusterConfig, set: &EndpointSet, now: Moment) -> Self {
+        let top = set.groups.iter().map(|group| group.priority as usize + 1).max().unwrap_or(0);
+        let groups_of = |priority: usize| -> Vec<&EndpointGroup> {
+            set.groups.iter().filter(|group| group.priority as usize == priority).collect()
+        };
+        let counts: Vec<Count> = (0..top).map(|p| count(&groups_of(p), set.weighted_priority_health)).collect();
+        let plain: Vec<Count> = (0..top).map(|p| count(&groups_of(p), false)).collect();
+        let availability: Vec<(u32, u32)> = counts.iter().map(|count| available(count, set.overprovisioning)).collect();
+        let total: u32 = availability.iter().map(|(healthy, degraded)| healthy + degraded).sum::<u32>().min(100);
+        let panics: Vec<bool> =
+            plain.iter().map(|count| total < 100 && in_panic(count, config.lb_common.panic_threshold)).collect();
+        let loads = if !panics.is_empty() && panics.iter().all(|panic| *panic) {
+            loads_by_size(&plain)
+        } else {
+            distribute(&availability, total)
+        };
+        let builder = Builder { config, overprovisioning: set.overprovisioning, now };
+        let mut slow = false;
+        let priorities = panics.iter().enumerate().map(|(priority, panic)| {
+            let groups = groups_of(priority);
+            let takes_load = loads.iter().any(|(load, side)| *load > 0 && side.priority == priority);
+            let healthy = if takes_load { builder.localities(&groups, *panic, false) } else { Localities::default() };
+            let degraded = if takes_load { builder.localities(&groups, false, true) } else { Localities::default() };
+            slow |= groups.iter().flat_map(|group| &group.endpoints).any(|endpoint| builder.is_slow(endpoint));
+            Sides { healthy, degraded, panic: *panic }
+        });
+        let priorities = priorities.collect();
+        Self { loads, priorities, refresh_at: slow.then(|| now + SLOW_START_STEP) }
+    }
+
+    pub(super) fn pick(
+        &self,
+        hash: Option<u64>,
+        attempt: u32,
+        turn: &AtomicU64,
+        dice: &mut Dice,
+    ) -> Option<&Arc<Endpoint>> {
+        let hash = hash.unwrap_or_else(|| dice.roll());
+        let side = self.side(hash)?;
+        let sides = self.priorities.get(side.priority)?;
+        let localities = if side.degraded { &sides.degraded } else { &sides.healthy };
+        localities.pool(dice)?.pick(hash, attempt, turn, dice)
+    }
+
+    pub(super) fn priorities(&self) -> Vec<(u32, bool)> {
+        let load = |priority: usize| self.loads.iter().filter(|(_, side)| side.priority == priority).map(|(l, _)| l).sum();
+        self.priorities.iter().enumerate().map(|(at, sides)| (load(at), sides.panic)).collect()
+    }
+
+    /// The hash decides, so that the same key stays at the same priority.
+    fn side(&self, hash: u64) -> Option<Side> {
+        let point = (hash % 100) as u32 + 1;
+        let mut sum = 0;
+        let found = self.loads.iter().find(|(load, _)| {
+            sum += load;
+            point <= sum
+        });
+        found.map(|(_, side)| *side)
+    }
+}
+
+impl Localities {
+    fn pool(&self, dice: &mut Dice) -> Option<&Pool> {
+        let Some(total) = self.sums.last() else { return self.pools.first() };
+        let point = dice.below(*total);
+        self.pools.get(self.sums.partition_point(|sum| *sum <= point))
+    }
+}
+
+struct Builder<'a> {
+    config: &'a ClusterConfig,
+    overprovisioning: u32,
+    now: Moment,
+}
+
+impl Builder<'_> {
+    fn localities(&self, groups: &[&EndpointGroup], all: bool, degraded: bool) -> Localities {
+        let taken = |group: &EndpointGroup| -> Vec<Arc<Endpoint>> {
+            group.endpoints.iter().filter(|endpoint| all || fits(endpoint, degraded)).cloned().collect()
+        };
+        if matches!(self.config.lb, LbPolicy::RingHash { .. } | LbPolicy::Maglev { .. }) {
+            return Localities { pools: vec![self.hashed(groups, &taken)], sums: Vec::new() };
+        }
+        if !self.config.lb_common.locality_weighted {
+            let hosts: Vec<_> = groups.iter().flat_map(|group| taken(group)).collect();
+            return Localities { pools: vec![self.pool(hosts)], sums: Vec::new() };
+        }
+        let mut built = Localities::default();
+        let mut sum = 0_u64;
+        for group in groups {
+            let hosts = taken(group);
+            let weight = effective_weight(group, hosts.len(), self.overprovisioning, all);
+            if weight == 0 || hosts.is_empty() {
+                continue;
+            }
+            sum += weight;
+            built.sums.push(sum);
+            built.pools.push(self.pool(hosts));
+        }
+        built
+    }
+
+    fn pool(&self, hosts: Vec<Arc<Endpoint>>) -> Pool {
+        let weights: Vec<u64> = hosts.iter().map(|host| self.weight(host)).collect();
+        Pool::new(&self.config.lb, hosts, &weights)
+    }
+
+    /// One table over the whole priority; localities count by their weight, shared among their endpoints.
+    fn hashed(&self, groups: &[&EndpointGroup], taken: &impl Fn(&EndpointGroup) -> Vec<Arc<Endpoint>>) -> Pool {
+        let common = &self.config.lb_common;
+        let mut hosts = Vec::new();
+        let mut weights = Vec::new();
+        for group in groups {
+            let members = taken(group);
+            let inside: f64 = members.iter().map(|host| f64::from(host.weight)).sum();
+            let locality = if common.locality_weighted { f64::from(group.weight.unwrap_or(0)) / inside } else { 1.0 };
+            weights.extend(members.iter().map(|host| f64::from(host.weight) * locality));
+            hosts.extend(members);
+        }
+        let total: f64 = weights.iter().sum();
+        let (hosts, weights): (Vec<_>, Vec<_>) =
+            hosts.into_iter().zip(weights).filter(|(_, weight)| *weight > 0.0).map(|(h, w)| (h, w / total)).unzip();
+        Pool::hashed(&self.config.lb, hosts, &weights, common.hash_hostname)
+    }
+
+    fn weight(&self, host: &Endpoint) -> u64 {
+        let full = u64::from(host.weight) * SCALE;
+        let Some(slow) = self.slow_start() else { return full };
+        let age = self.age(host);
+        if age >= slow.window {
+            return full;
+        }
+        let time = age.max(Duration::from_secs(1)).as_secs_f64() / slow.window.as_secs_f64();
+        let share = time.powf(1.0 / slow.aggression.max(0.01)).max(slow.min_percent / 100.0).min(1.0);
+        ((full as f64 * share) as u64).max(1)
+    }
+
+    fn is_slow(&self, host: &Endpoint) -> bool {
+        self.slow_start().is_some_and(|slow| self.age(host) < slow.window)
+    }
+
+    /// How long an endpoint has been known; its first sight is noted.
+    fn age(&self, host: &Endpoint) -> Duration {
+        let now = self.now.nanos().max(1);
+        let since = &host.state.since;
+        if self.now == Moment::START {
+            return Duration::ZERO;
+        }
+        let first = since.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed).err().unwrap_or(now);
+        Duration::from_nanos(now.saturating_sub(first))
+    }
+
+    const fn slow_start(&self) -> Option<SlowStart> {
+        match self.config.lb {
+            LbPolicy::RoundRobin { slow_start } | LbPolicy::LeastRequest { slow_start, .. } => slow_start,
+            _ => None,
+        }
+    }
+}
+
+fn fits(endpoint: &Endpoint, degraded: bool) -> bool {
+    if degraded {
+        endpoint.health == HealthStatus::Degraded && !endpoint.state.outlier.is_ejected()
+    } else {
+        endpoint.is_healthy()
+    }
+}
+
+fn count(groups: &[&EndpointGroup], by_weight: bool) -> Count {
+    let mut count = Count::default();
+    for endpoint in groups.iter().flat_map(|group| &group.endpoints) {
+        let unit = if by_weight { u64::from(endpoint.weight) } else { 1 };
+        count.all += unit;
+        count.healthy += if fits(endpoint, false) { unit } else { 0 };
+        count.degraded += if fits(endpoint, true) { unit } else { 0 };
+    }
+    count
+}
+
+/// How much of the whole load the healthy and the degraded endpoints of a priority could take, per cent.
+fn available(count: &Count, overprovisioning: u32) -> (u32, u32) {
+    if count.all == 0 {
+        return (0, 0);
+    }
+    let part = |some: u64| (u64::from(overprovisioning) * some / count.all).min(100) as u32;
+    let healthy = part(count.healthy);
+    (healthy, part(count.degraded).min(100 - healthy))
+}
+
+fn in_panic(count: &Count, threshold: f64) -> bool {
+    if threshold <= 0.0 {
+        return false;
+    }
+    let working = count.healthy + count.degraded;
+    count.all == 0 || (100.0 * working as f64 / count.all as f64) < threshold
+}
+
+/// Healthy endpoints of all priorities first, then degraded ones; what rounding leaves goes to the first.
+fn distribute(availability: &[(u32, u32)], total: u32) -> Vec<(u32, Side)> {
+    let mut left = 100_u32;
+    let mut loads: Vec<(u32, Side)> = Vec::new();
+    for degraded in [false, true] {
+        for (priority, (healthy, worse)) in availability.iter().enumerate() {
+            let part = if degraded { worse } else { healthy };
+            let load = (part * 100).checked_div(total).unwrap_or(0).min(left);
+            left -= load;
+            loads.push((load, Side { priority, degraded }));
+        }
+    }
+    if let Some((load, _)) = loads.iter_mut().find(|(load, _)| *load > 0) {
+        *load += left;
+    }
+    loads
+}
+
+/// When every priority is in panic the load follows the number of endpoints.
+fn loads_by_size(counts: &[Count]) -> Vec<(u32, Side)> {
+    let total: u64 = counts.iter().map(|count| count.all).sum();
+    let mut left = 100_u32;
+    let mut loads: Vec<(u32, Side)> = Vec::new();
+    for (priority, count) in counts.iter().enumerate() {
+        let load = (count.all * 100).checked_div(total).unwrap_or(0) as u32;
+        left -= load.min(left);
+        loads.push((load, Side { priority, degraded: false }));
+    }
+    if let Some((load, _)) = loads.iter_mut().find(|(load, _)| *load > 0) {
+        *load += left;
+    }
+    loads
+}
+
+/// A locality's weight, less where too few of its endpoints are healthy. Scaled by 100.
+fn effective_weight(group: &EndpointGroup, healthy: usize, overprovisioning: u32, all: bool) -> u64 {
+    let weight = u64::from(group.weight.unwrap_or(0));
+    let members = group.endpoints.len() as u64;
+    let part = if all { 100 } else { (u64::from(overprovisioning) * healthy as u64).checked_div(members).unwrap_or(0) };
+    weight * part.min(100)
+}
