@@ -27,7 +27,11 @@ enum Choice {
     /// By chance, by running sums of the weights (empty: all alike).
     Chance(Vec<u64>),
     /// The best of a few.
-    LeastRequest { choices: u32, bias: f64, sums: Vec<u64> },
+    LeastRequest {
+        choices: u32,
+        bias: f64,
+        sums: Vec<u64>,
+    },
     Ring(Ring),
     Maglev(Maglev),
 }

@@ -27,7 +27,11 @@ fn set(groups: &[&[(u8, u32, HealthStatus)]]) -> EndpointSet {
         priority: priority as u32,
         endpoints: members.iter().map(|(n, weight, health)| endpoint(*n, *weight, *health, priority as u32)).collect(),
     };
-    EndpointSet { groups: groups.iter().enumerate().map(group).collect(), overprovisioning: 140, ..EndpointSet::default() }
+    EndpointSet {
+        groups: groups.iter().enumerate().map(group).collect(),
+        overprovisioning: 140,
+        ..EndpointSet::default()
+    }
 }
 
 fn endpoint(n: u8, weight: u32, health: HealthStatus, priority: u32) -> Arc<Endpoint> {
@@ -81,9 +85,8 @@ fn weights_are_kept_by_every_policy() {
 fn round_robin_takes_turns() {
     let balancer = cluster("", &[&[(1, 1, UP), (2, 1, UP), (3, 1, UP)]]);
     let mut dice = Dice::new(1);
-    let picks: Vec<u8> = (0..6)
-        .map(|_| last_byte(&balancer.pick(Request::default(), Moment::START, &mut dice).unwrap()))
-        .collect();
+    let picks: Vec<u8> =
+        (0..6).map(|_| last_byte(&balancer.pick(Request::default(), Moment::START, &mut dice).unwrap())).collect();
     assert_eq!(picks[..3], picks[3..]);
     assert_eq!(picks[..3].iter().collect::<std::collections::BTreeSet<_>>().len(), 3);
 }
@@ -115,7 +118,12 @@ fn priorities_spill_over_with_the_factor() {
 #[test]
 fn least_request_avoids_the_busy() {
     let balancer = cluster("lb_policy: LEAST_REQUEST", &[&[(1, 1, UP), (2, 1, UP), (3, 1, UP)]]);
-    let busy: Vec<_> = balancer.endpoints.iter().filter(|e| last_byte(e) == 3).flat_map(|e| (0..9).map(|_| InFlight::begin(e))).collect();
+    let busy: Vec<_> = balancer
+        .endpoints
+        .iter()
+        .filter(|e| last_byte(e) == 3)
+        .flat_map(|e| (0..9).map(|_| InFlight::begin(e)))
+        .collect();
     let spread = spread(&balancer, 9000);
     assert!(near(spread.get(&3), 1.0 / 9.0, 0.02), "{spread:?}");
     drop(busy);

@@ -103,7 +103,8 @@ impl View {
     }
 
     pub(super) fn priorities(&self) -> Vec<(u32, bool)> {
-        let load = |priority: usize| self.loads.iter().filter(|(_, side)| side.priority == priority).map(|(l, _)| l).sum();
+        let load =
+            |priority: usize| self.loads.iter().filter(|(_, side)| side.priority == priority).map(|(l, _)| l).sum();
         self.priorities.iter().enumerate().map(|(at, sides)| (load(at), sides.panic)).collect()
     }
 

@@ -356,11 +356,7 @@ fn locality(message: Option<&lb::common::v3::LocalityLbConfig>, common: &mut LbC
     common.locality_weighted |= matches!(specifier, Some(Kind::LocalityWeightedLbConfig(_)));
 }
 
-fn hashing(
-    cx: &mut Context<'_>,
-    message: Option<&lb::common::v3::ConsistentHashingLbConfig>,
-    common: &mut LbCommon,
-) {
+fn hashing(cx: &mut Context<'_>, message: Option<&lb::common::v3::ConsistentHashingLbConfig>, common: &mut LbCommon) {
     if let Some(message) = message {
         common.hash_hostname = message.use_hostname_for_hashing;
         if message.hash_balance_factor.is_some() || !message.hash_policy.is_empty() {

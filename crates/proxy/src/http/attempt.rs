@@ -218,7 +218,7 @@ impl Exchange {
             avoid_attempts: avoid.map_or(0, |policy| policy.host_attempts),
         };
         let worker = &self.shared.worker;
-        cluster.balancer.pick(cluster, request, worker.shared.now(), &mut worker.dice.borrow_mut())
+        cluster.balancer.pick(request, worker.shared.now(), &mut worker.dice.borrow_mut())
     }
 
     async fn attempt(

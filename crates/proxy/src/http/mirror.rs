@@ -75,7 +75,7 @@ impl Copy {
         };
         let request = balance::Request { hash: self.hash, tried: &[], avoid_attempts: 0 };
         let now = self.worker.shared.now();
-        let picked = self.cluster.balancer.pick(&self.cluster, request, now, &mut self.worker.dice.borrow_mut());
+        let picked = self.cluster.balancer.pick(request, now, &mut self.worker.dice.borrow_mut());
         let Some(endpoint) = picked else { return };
         let want = Want {
             cluster: &self.cluster,
