@@ -156,7 +156,7 @@ impl Carrying<'_> {
         }
         let request = balance::Request { hash: None, tried, avoid_attempts: u32::from(!tried.is_empty()) * 5 };
         let now = self.worker.shared.now();
-        cluster.balancer.pick(cluster, request, now, &mut self.worker.dice.borrow_mut())
+        cluster.balancer.pick(request, now, &mut self.worker.dice.borrow_mut())
     }
 
     fn feed_outlier(&self, cluster: &Arc<Cluster>, endpoint: &Arc<Endpoint>, report: outlier::Report) {
