@@ -8,7 +8,8 @@ use identity::reach::Server;
 use telemetry::logging::{self, Style};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::token::{duration, fail_private};
+use super::duration;
+use super::token::fail_private;
 use crate::cli::Global;
 use crate::output::{self, Exit};
 
@@ -39,13 +40,13 @@ pub(crate) struct Args {
     #[arg(long, value_name = "UID")]
     sds_uid: Vec<u32>,
     /// Ask for a shorter life than the control plane gives: 5m, 1h
-    #[arg(long, value_parser = duration, value_name = "TIME")]
+    #[arg(long, value_parser = duration::parse, value_name = "TIME")]
     cert_ttl: Option<Duration>,
     /// Get a certificate, write the files and end
     #[arg(long)]
     once: bool,
     /// With --once: how long to try
-    #[arg(long, default_value = "30s", value_parser = duration, value_name = "TIME", requires = "once")]
+    #[arg(long, default_value = "30s", value_parser = duration::parse, value_name = "TIME", requires = "once")]
     wait: Duration,
 }
 

@@ -12,6 +12,7 @@ use identity::token::{Grant, JoinToken, TokenError, TokenInfo, TokenState, Token
 use model::SpiffeId;
 use serde_json::json;
 
+use super::duration;
 use crate::cli::Global;
 use crate::output::{self, Exit};
 
@@ -59,7 +60,7 @@ enum What {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   tulle token create --workload cart -n shop --service-account cart
-  tulle token create --workload db -n shop --ttl 1h --server unix:/run/tulle/xds.sock --file /run/db.token")]
+  tulle token create --workload db -n shop --ttl 1h --server unix:/run/tulle/xds.sock --out /run/db.token")]
 struct CreateArgs {
     /// Name of the workload that will join
     #[arg(long, value_name = "NAME")]
@@ -71,20 +72,14 @@ struct CreateArgs {
     #[arg(long, default_value = "default", value_name = "NAME")]
     service_account: String,
     /// How long it can be used: 30s, 10m, 2h; at most 7 days
-    #[arg(long, default_value = "10m", value_parser = duration, value_name = "TIME")]
+    #[arg(long, default_value = "10m", value_parser = duration::parse, value_name = "TIME")]
     ttl: Duration,
     /// Where the workload finds the control plane: HOST:PORT or unix:PATH
     #[arg(long, default_value = "127.0.0.1:15012", value_name = "ADDR")]
     server: Server,
     /// The file to write; it must not exist [default: WORKLOAD.NAMESPACE.token]
     #[arg(long, value_name = "FILE")]
-    file: Option<PathBuf>,
-}
-
-/// A length of time as people write it.
-pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    let parsed: jiff::SignedDuration = text.parse().map_err(|_| "write a time such as 30s, 10m or 24h".to_owned())?;
-    Duration::try_from(parsed).map_err(|_| "a time cannot be negative".to_owned())
+    out: Option<PathBuf>,
 }
 
 pub(crate) fn run(args: Args, global: &Global) -> Exit {
@@ -125,9 +120,9 @@ fn create(
         Err(error) => return output::fail(Exit::Usage, error, None),
     };
     let default = || PathBuf::from(format!("{}.{}.token", args.workload, args.namespace));
-    let path = args.file.clone().unwrap_or_else(default);
+    let path = args.out.clone().unwrap_or_else(default);
     if path.exists() {
-        let next = "remove it, or choose another name with --file";
+        let next = "remove it, or choose another name with --out";
         return output::fail(Exit::Conflict, format!("{} exists already", path.display()), Some(next));
     }
     let grant = Grant { identity: identity.clone(), workload: args.workload.clone(), ttl: args.ttl };

@@ -104,7 +104,7 @@ fn a_workload_joins_once_with_its_token() {
 #[test]
 fn a_revoked_token_is_useless() {
     let control = Control::start();
-    let file = control.token(&["--file", "other.token", "-o", "json"]);
+    let file = control.token(&["--out", "other.token", "-o", "json"]);
     let made: serde_json::Value = serde_json::from_str(&file).unwrap();
     assert_eq!(made["state"], "unused");
     let id = made["id"].as_str().unwrap();
@@ -130,7 +130,7 @@ fn mistakes_are_explained() {
     assert_eq!(twice.status.code(), Some(5));
     assert_eq!(
         stderr(&twice),
-        "error: cart.shop.token exists already\n next: remove it, or choose another name with --file\n"
+        "error: cart.shop.token exists already\n next: remove it, or choose another name with --out\n"
     );
 
     let nowhere = control.tulle(&["token", "list", "--ca-dir", "nowhere"]);
