@@ -146,12 +146,16 @@ pub struct ProxyFacts {
     pub name: String,
     /// Workload it belongs to.
     pub workload: String,
+    /// Canonical service it belongs to (label `app`, else the workload).
+    pub service: String,
     /// Namespace.
     pub namespace: String,
     /// Process id, so that memory can be read on the same machine.
     pub pid: u32,
     /// Proportional set size in bytes, where the system tells; 0 otherwise.
     pub pss_bytes: u64,
+    /// Connections that clients hold to its HTTP listeners for traffic into the workload.
+    pub connections: u64,
     /// Version of the configuration in force; empty when it is static.
     pub config_version: String,
     /// Configurations refused since start.

@@ -142,13 +142,25 @@ pub fn prometheus(registry: &Registry, format: Format, selection: &Selection<'_>
     });
     let mut out = String::with_capacity(64 * 1024);
     for (name, mut family) in families {
-        family.samples.sort_by(|a, b| a.0.cmp(&b.0));
+        merge(&mut family.samples);
         write_family(&name, &family, format, &mut out);
     }
     if format == Format::OpenMetrics {
         out.push_str("# EOF\n");
     }
     out
+}
+
+/// Sorts by the first part, and makes one of those that are equal in it.
+fn merge(samples: &mut Vec<(String, Value)>) {
+    samples.sort_by(|a, b| a.0.cmp(&b.0));
+    samples.dedup_by(|later, first| {
+        let same = later.0 == first.0;
+        if same {
+            first.1.add(&later.1);
+        }
+        same
+    });
 }
 
 fn write_family(name: &str, family: &Family, format: Format, out: &mut String) {
@@ -201,22 +213,36 @@ fn write_histogram(out: &mut String, name: &str, labels: &str, snapshot: &Histog
 
 /// Envoy's `/stats`: `name: value` lines, histograms last.
 pub fn envoy_text(registry: &Registry, selection: &Selection<'_>) -> String {
-    let mut lines: Vec<(bool, String, String)> = Vec::new();
-    registry.visit(&mut |stat| {
-        if selection.takes(&stat) {
-            let (last, text) = match stat.value {
-                Value::Counter(value) | Value::Gauge(value) => (false, value.to_string()),
-                Value::Histogram(snapshot) => (true, quantiles_text(&snapshot)),
-            };
-            lines.push((last, stat.text, text));
-        }
-    });
-    lines.sort();
-    let mut out = String::with_capacity(lines.len() * 48);
-    for (_, name, text) in lines {
-        let _ = writeln!(out, "{name}: {text}");
+    let (plain, histograms) = by_name(registry, selection);
+    let mut out = String::with_capacity((plain.len() + histograms.len()) * 48);
+    for (name, value) in plain {
+        let _ = writeln!(out, "{name}: {value}");
+    }
+    for (name, snapshot) in histograms {
+        let _ = writeln!(out, "{name}: {}", quantiles_text(&snapshot));
     }
     out
+}
+
+/// Whole numbers and histograms by their dotted names, sorted.
+type ByName = (Vec<(String, u64)>, Vec<(String, HistogramSnapshot)>);
+
+fn by_name(registry: &Registry, selection: &Selection<'_>) -> ByName {
+    let mut all = Vec::new();
+    registry.visit(&mut |stat| {
+        if selection.takes(&stat) {
+            all.push((stat.text, stat.value));
+        }
+    });
+    merge(&mut all);
+    let (mut plain, mut histograms) = (Vec::new(), Vec::new());
+    for (name, value) in all {
+        match value {
+            Value::Counter(value) | Value::Gauge(value) => plain.push((name, value)),
+            Value::Histogram(snapshot) => histograms.push((name, *snapshot)),
+        }
+    }
+    (plain, histograms)
 }
 
 /// The quantiles that Envoy prints, in percent.
@@ -240,18 +266,7 @@ fn rounded(value: f64) -> f64 {
 
 /// Envoy's `/stats?format=json`.
 pub fn envoy_json(registry: &Registry, selection: &Selection<'_>) -> serde_json::Value {
-    let (mut plain, mut histograms) = (Vec::new(), Vec::new());
-    registry.visit(&mut |stat| {
-        if !selection.takes(&stat) {
-            return;
-        }
-        match stat.value {
-            Value::Counter(value) | Value::Gauge(value) => plain.push((stat.text, value)),
-            Value::Histogram(snapshot) => histograms.push((stat.text, *snapshot)),
-        }
-    });
-    plain.sort();
-    histograms.sort_by(|a, b| a.0.cmp(&b.0));
+    let (plain, histograms) = by_name(registry, selection);
     let mut stats: Vec<serde_json::Value> =
         plain.into_iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
     if !histograms.is_empty() {
@@ -324,6 +339,20 @@ mod tests {
         let page = prometheus(&some_registry(), Format::OpenMetrics, &Selection::default());
         assert!(page.ends_with("# EOF\n"));
         insta::assert_snapshot!(istio_only(&page));
+    }
+
+    /// Callers without an identity are told apart by their address only outside the labels.
+    #[test]
+    fn edges_with_equal_labels_are_one_series() {
+        let registry = Registry::new(1, Limits::default());
+        for last in 1..=3 {
+            let source_ip = Some(std::net::IpAddr::from([10, 0, 0, last]));
+            let edge = crate::istio::Edge { source_ip, ..edge("", "cart") };
+            registry.requests().edge(&edge, 0).response(ok(), none, &Sample::default());
+        }
+        let page = prometheus(&registry, Format::Prometheus, &Selection::default());
+        let lines: Vec<&str> = page.lines().filter(|line| line.starts_with("istio_requests_total")).collect();
+        assert!(lines.len() == 1 && lines[0].ends_with(" 3"), "{lines:?}");
     }
 
     #[test]

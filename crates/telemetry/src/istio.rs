@@ -2,6 +2,7 @@
 //!
 //! A row is an [`Edge`]: who called whom, as seen by one side. Under it, one set of numbers per kind of answer.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
@@ -86,6 +87,9 @@ pub struct Edge {
     pub service: Arc<ServiceName>,
     /// How the hop was secured.
     pub security: Security,
+    /// Where a caller without an identity called from. No label says it: edges that differ only in it are one series.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_ip: Option<IpAddr>,
 }
 
 /// The kind of an answer: what the labels of `istio_requests_total` say beyond the edge.
@@ -192,6 +196,7 @@ impl Edge {
             destination: Arc::default(),
             service: Arc::default(),
             security: self.security,
+            source_ip: None,
         }
     }
 
@@ -516,6 +521,7 @@ pub(crate) mod tests {
                 namespace: "shop".to_owned(),
             }),
             security: Security::MutualTls,
+            source_ip: None,
         }
     }
 

@@ -1,13 +1,15 @@
 //! One worker's way to all the numbers: handles are resolved once and kept, so that an exchange costs a few look-ups.
 
 use std::cell::RefCell;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use engine::listener::Direction;
 use engine::rbac::{RbacReport, Verdict};
 use engine::reply::Flags;
 use engine::{Cluster, Dice, FilterChain, Plan};
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use telemetry::istio::{Edge, EdgeHandle, Party, Reporter, ResponseKey, Sample, Security, ServiceName};
 use telemetry::registry::{ClusterCells, Counter, HttpCells, ListenerCells, Shard, TcpCells};
 
@@ -20,6 +22,9 @@ use super::watchtower::Watchtower;
 const MOST_SHORTCUTS: usize = 4_096;
 /// Most edges of named workloads; the rest count as unknown.
 const MOST_EDGES: usize = 8_192;
+
+/// Most callers without an identity that are told apart by address.
+const MOST_STRANGERS: usize = 64;
 
 /// Everything that one worker reports to. Not shared between threads.
 pub struct Tally {
@@ -60,6 +65,24 @@ struct Edges {
     pins: Vec<Pin>,
     by_edge: HashMap<Edge, usize>,
     handles: Vec<EdgeHandle>,
+    /// Addresses of callers without an identity that have an edge of their own.
+    strangers: HashSet<IpAddr>,
+}
+
+impl Edges {
+    /// The address of a caller that proves no identity, for the first of them.
+    fn stranger(&mut self, record: &Record) -> Option<IpAddr> {
+        let inbound = record.downstream.listener.direction == Direction::Inbound;
+        if !inbound || record.downstream.identity().is_some() {
+            return None;
+        }
+        let address = record.downstream.facts.remote.ip();
+        if self.strangers.contains(&address) {
+            return Some(address);
+        }
+        let room = self.strangers.len() < MOST_STRANGERS;
+        room.then(|| self.strangers.insert(address)).map(|_| address)
+    }
 }
 
 /// What an edge follows from, by address.
@@ -73,6 +96,7 @@ struct EdgeKey {
     route: usize,
     upstream_identity: usize,
     upstream_peer: usize,
+    stranger: Option<IpAddr>,
 }
 
 /// Keeps the addresses of an [`EdgeKey`] from being used for something else.
@@ -374,13 +398,14 @@ impl Tally {
             route: if config.is_some() { 0 } else { at(route) },
             upstream_identity: at(upstream.identity.as_ref()),
             upstream_peer: at(upstream.peer.blob.as_ref()),
+            stranger: edges.stranger(record),
         };
         if let Some(index) = edges.shortcuts.get(&key).copied()
             && edges.handles.get(index).is_some_and(|handle| !handle.is_retired())
         {
             return index;
         }
-        let edge = self.edge_of(plan, record);
+        let edge = Edge { source_ip: key.stranger, ..self.edge_of(plan, record) };
         let index = self.handle_of(&mut edges, edge);
         if edges.shortcuts.len() >= MOST_SHORTCUTS {
             edges.shortcuts.clear();
@@ -424,7 +449,7 @@ impl Tally {
     fn edge_of(&self, plan: &Plan, record: &Record) -> Edge {
         let own = &self.tower.own.party;
         let identity = record.downstream.identity().map(|id| &**id);
-        if record.downstream.listener.direction == engine::listener::Direction::Outbound {
+        if record.downstream.listener.direction == Direction::Outbound {
             let upstream = &record.upstream;
             let told = upstream.peer.blob.as_deref().and_then(party::peer);
             let known = || upstream.endpoint.as_ref().and_then(|endpoint| party::of_endpoint(&endpoint.metadata));
@@ -443,6 +468,7 @@ impl Tally {
                 destination: Arc::new(destination),
                 service: Arc::new(service_of(plan, record).unwrap_or_default()),
                 security: Security::Unknown,
+                source_ip: None,
             };
         }
         let told = record.peer.blob.as_deref().and_then(party::peer).unwrap_or_default();
@@ -457,6 +483,7 @@ impl Tally {
             destination: Arc::new(destination),
             service: Arc::new(self.own_service(service_of(plan, record))),
             security: if identity.is_some() { Security::MutualTls } else { Security::None },
+            source_ip: None,
         }
     }
 

@@ -215,6 +215,17 @@ impl Registry {
         ejected
     }
 
+    /// Client connections open now to the HTTP connection managers whose prefix `wanted` accepts.
+    pub fn connections(&self, wanted: impl Fn(&str) -> bool) -> u64 {
+        let mut open = 0_u64;
+        self.inner.http.each(|prefix, row| {
+            if wanted(prefix) {
+                open = row.shards().fold(open, |sum, shard| sum.wrapping_add(shard.downstream_cx_active.value()));
+            }
+        });
+        open
+    }
+
     /// The sum of one cluster's numbers that a page shows per cluster.
     pub fn cluster_values(&self, name: &str) -> Vec<(&'static str, Value)> {
         let mut values = Vec::new();

@@ -293,6 +293,22 @@ pub struct Codes {
     counts: [AtomicU64; CODE_SLOTS],
 }
 
+impl Value {
+    /// Adds another part of the same series.
+    pub fn add(&mut self, other: &Self) {
+        match (self, other) {
+            (Self::Counter(sum), Self::Counter(value)) | (Self::Gauge(sum), Self::Gauge(value)) => {
+                *sum = sum.wrapping_add(*value);
+            }
+            (Self::Histogram(sum), Self::Histogram(value)) => {
+                sum.buckets.iter_mut().zip(value.buckets).for_each(|(sum, value)| *sum += value);
+                sum.sum = sum.sum.wrapping_add(value.sum);
+            }
+            _ => {}
+        }
+    }
+}
+
 impl Codes {
     /// Counts an answer; codes outside 100..=599 are not counted.
     #[inline]
