@@ -22,6 +22,11 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
+    /// The run directory, when one was given.
+    pub(crate) fn run_dir(&self) -> Option<PathBuf> {
+        self.run_dir.clone()
+    }
+
     /// A client of that control plane.
     pub(crate) fn client(&self) -> Result<Client, Exit> {
         let run_dir = self.run_dir.clone().unwrap_or_else(default_run_dir);
