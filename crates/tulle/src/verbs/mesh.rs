@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use control::api::{Proxy, Workload};
 
-use super::connection::{Connection, block_on, default_run_dir, refuse};
+use super::connection::{Connection, default_run_dir, refuse};
 use crate::output::{Exit, fail};
 
 /// How deep a run directory is searched for `admin.sock`.
@@ -41,11 +41,6 @@ pub(crate) struct Found {
 }
 
 impl Mesh {
-    /// Finds the proxies, on a small runtime of its own.
-    pub(crate) fn find(&self) -> Result<Found, Exit> {
-        block_on(self.search())?
-    }
-
     /// Finds the proxies.
     pub(crate) async fn search(&self) -> Result<Found, Exit> {
         if !self.admin.is_empty() {

@@ -479,12 +479,12 @@ mod tests {
 
     #[test]
     fn the_whole_table() {
-        insta::assert_snapshot!(shop().table(true, false), @"");
+        insta::assert_snapshot!(shop().table(true, false));
     }
 
     #[test]
     fn the_whole_json() {
-        insta::assert_snapshot!(serde_json::to_string_pretty(&shop().only(Some("shop"), Some("catalog"))).unwrap(), @"");
+        insta::assert_snapshot!(serde_json::to_string_pretty(&shop().only(Some("shop"), Some("catalog"))).unwrap());
     }
 
     #[test]
