@@ -135,6 +135,13 @@ impl Server {
         Ok(Self { udp: Arc::new(udp), tcp, zone: Arc::new(zone) })
     }
 
+    /// Takes over sockets that were opened elsewhere, for example inside a network namespace.
+    pub fn from_sockets(udp: std::net::UdpSocket, tcp: std::net::TcpListener, zone: Zone) -> io::Result<Self> {
+        udp.set_nonblocking(true)?;
+        tcp.set_nonblocking(true)?;
+        Ok(Self { udp: Arc::new(UdpSocket::from_std(udp)?), tcp: TcpListener::from_std(tcp)?, zone: Arc::new(zone) })
+    }
+
     /// Where it listens.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.udp.local_addr()

@@ -18,3 +18,12 @@ pub fn listener(fd: RawFd) -> io::Result<TcpListener> {
     listener.set_nonblocking(true)?;
     Ok(listener)
 }
+
+/// Whether children get this descriptor.
+#[allow(unsafe_code, reason = "the descriptor is borrowed by its number for one call")]
+pub fn hand_down(fd: RawFd, wanted: bool) -> io::Result<()> {
+    // SAFETY: a number that is not open makes the call fail; nothing is kept.
+    let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
+    let flags = if wanted { rustix::io::FdFlags::empty() } else { rustix::io::FdFlags::CLOEXEC };
+    Ok(rustix::io::fcntl_setfd(fd, flags)?)
+}

@@ -1,3 +1,15 @@
 //! The demo: a small shop as a whole mesh on this machine.
 
 pub(crate) mod app;
+pub(crate) mod cast;
+mod check;
+mod declare;
+mod place;
+mod record;
+mod run;
+mod scrape;
+mod show;
+mod spawn;
+mod world;
+
+pub(crate) use run::run;

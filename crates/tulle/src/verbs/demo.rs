@@ -1,15 +1,56 @@
 //! `tulle demo`.
 
+use std::ffi::OsString;
+use std::time::Duration;
+
+use clap::ValueEnum;
+
 use crate::cli::Global;
-use crate::demo::app;
+use crate::demo::{self, app, cast::Net};
 use crate::output::Exit;
 
 /// Start a whole mesh on this machine, with traffic
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  tulle demo\n  tulle demo --check", args_conflicts_with_subcommands = true)]
+#[command(
+    after_help = "Examples:\n  tulle demo\n  tulle demo --check --net loopback\n\nEverything is inside this program: \
+                  nothing is fetched or installed, and nothing is left behind.",
+    args_conflicts_with_subcommands = true
+)]
 pub(crate) struct Args {
+    /// How traffic comes to the proxies
+    #[arg(long, value_enum, default_value_t, value_name = "KIND")]
+    pub(crate) net: NetChoice,
+    /// Run the scenario as a test: one line for each step, exit 0 only if all hold
+    #[arg(long)]
+    pub(crate) check: bool,
+    /// Stop by itself after this time
+    #[arg(long = "for", value_name = "TIME", value_parser = time)]
+    time: Option<Duration>,
+    /// Life of a workload's certificate [default: 1h, with --check 20s]
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    cert_ttl: Option<Duration>,
+    /// The visitor's requests per second [default: 40, with --check 80]
+    #[arg(long, value_name = "N")]
+    rate: Option<f64>,
+    /// Port of the shop's door on 127.0.0.1 [default: 8080, or any if that is taken]
+    #[arg(long, value_name = "PORT")]
+    pub(crate) port: Option<u16>,
     #[command(subcommand)]
     what: Option<What>,
+}
+
+/// What `--net` takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(crate) enum NetChoice {
+    /// The best that works here
+    #[default]
+    Auto,
+    /// Namespaces of an unprivileged user, transparent
+    Userns,
+    /// Namespaces made by root, transparent
+    Netns,
+    /// Loopback addresses, explicit
+    Loopback,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -17,9 +58,46 @@ enum What {
     App(app::Args),
 }
 
-pub(crate) fn run(args: Args, _global: &Global) -> Exit {
+/// `30m`, `5s`, `1h30m`.
+fn time(text: &str) -> Result<Duration, String> {
+    let time = text.parse::<jiff::SignedDuration>().map_err(|_| format!("`{text}` is no time; write 30s or 5m"))?;
+    Duration::try_from(time).ok().filter(|time| !time.is_zero()).ok_or_else(|| format!("`{text}` is not in the future"))
+}
+
+impl Args {
+    pub(crate) fn life(&self) -> Duration {
+        self.cert_ttl.unwrap_or(Duration::from_secs(if self.check { 20 } else { 3600 }))
+    }
+
+    pub(crate) fn visitor_rate(&self) -> f64 {
+        self.rate.unwrap_or(if self.check { 80.0 } else { 40.0 })
+    }
+
+    pub(crate) fn intruder_rate(&self) -> f64 {
+        if self.check { 5.0 } else { 0.5 }
+    }
+
+    pub(crate) fn duration(&self) -> Duration {
+        self.time.unwrap_or(Duration::from_secs(30 * 60))
+    }
+
+    /// The arguments that make another process of this program do the same on a given network.
+    pub(crate) fn again(&self, net: Net) -> Vec<OsString> {
+        let mut args: Vec<OsString> = ["demo", "--net", net.name()].map(Into::into).to_vec();
+        if self.check {
+            args.push("--check".into());
+        }
+        for (flag, value) in [("--for", self.duration()), ("--cert-ttl", self.life())] {
+            args.extend([flag.into(), format!("{}ms", value.as_millis()).into()]);
+        }
+        args.extend(["--rate".into(), self.visitor_rate().to_string().into()]);
+        args
+    }
+}
+
+pub(crate) fn run(args: Args, global: &Global) -> Exit {
     match args.what {
         Some(What::App(args)) => app::run(args),
-        None => Exit::Usage,
+        None => demo::run(&args, global),
     }
 }

@@ -35,7 +35,6 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    #[allow(dead_code, reason = "the demo's check, which comes next, asks")]
     /// Whether the visitor got what was asked for; a page that does not exist is asked for on purpose.
     pub(crate) fn is_success(&self) -> bool {
         if self.kind == "missing" { self.status == 404 } else { self.status == 200 }

@@ -1,0 +1,101 @@
+//! Steps about where requests go: what is seen, and who gets which version.
+
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use super::{unharmed, until, visitors_for};
+use crate::demo::cast::{Part, Service, edges};
+use crate::demo::declare;
+use crate::demo::record::{Entry, VISITOR};
+use crate::demo::scrape::sum;
+use crate::demo::world::World;
+
+/// Share of v2 that the canary is to get.
+const SPLIT: u8 = 10;
+/// How far from it a sample may be, in percent points: about three standard deviations of the sample.
+const TOLERANCE: f64 = 4.0;
+/// How many choices are looked at.
+const SAMPLE: usize = 600;
+/// A new configuration is everywhere after this; how long it really takes is measured elsewhere.
+pub(super) const SETTLED: Duration = Duration::from_millis(1500);
+
+/// Every edge of the shop is counted by the called side's proxy, encrypted; the one outside the mesh in clear text.
+pub(super) async fn observe(world: &Rc<World>) -> anyhow::Result<String> {
+    let start = Instant::now();
+    until(Duration::from_secs(20), || async {
+        for (caller, service) in edges() {
+            if edge_count(world, caller, service).await <= 0.0 {
+                return Err(format!("no request from {} to {} was counted", caller.app, service.name));
+            }
+        }
+        Ok(())
+    })
+    .await?;
+    until(Duration::from_secs(10), || async {
+        let all = world.record.since(VISITOR, start).len();
+        if all >= 40 { Ok(()) } else { Err(format!("the visitor made only {all} requests")) }
+    })
+    .await?;
+    let all = unharmed(world, start)?;
+    let encrypted = edges().filter(|(caller, _)| caller.meshed).count();
+    Ok(format!("{encrypted} edges with mTLS, 1 in clear text (legacy to catalog); {all} requests, none failed"))
+}
+
+/// Requests (or connections) that the called side's proxies counted on this edge.
+async fn edge_count(world: &World, caller: &Part, service: &Service) -> f64 {
+    let metric = if service.protocol == "tcp" { "istio_tcp_connections_opened_total" } else { "istio_requests_total" };
+    let (source, security) = if caller.meshed { (caller.app, "mutual_tls") } else { ("unknown", "none") };
+    let labels = [
+        ("reporter", "destination"),
+        ("source_workload", source),
+        ("destination_service_name", service.name),
+        ("connection_security_policy", security),
+    ];
+    let mut count = 0.0;
+    for (_, part) in Part::meshed().filter(|(_, part)| part.app == service.name) {
+        count += sum(&world.metrics(part.name).await, metric, &labels);
+    }
+    count
+}
+
+/// One request in ten goes to v2, and all of amy's do.
+pub(super) async fn canary(world: &Rc<World>) -> anyhow::Result<String> {
+    declare::write(&world.place, "catalog.yaml", &declare::catalog_routes(SPLIT, true, false))?;
+    tokio::time::sleep(SETTLED).await;
+    let start = Instant::now();
+    let (amy, others) = until_sampled(world, start).await?;
+    let of_v2 = |entries: &[Entry]| entries.iter().filter(|entry| entry.seen.version == "v2").count();
+    anyhow::ensure!(of_v2(&amy) == amy.len(), "{} of {} requests of amy went to v2", of_v2(&amy), amy.len());
+    let share = 100.0 * of_v2(&others) as f64 / others.len() as f64;
+    let off = (share - f64::from(SPLIT)).abs();
+    anyhow::ensure!(off <= TOLERANCE, "{share:.1} % of {} requests went to v2, not {SPLIT} %", others.len());
+    unharmed(world, start)?;
+    Ok(format!("v2 got {share:.1} % of {} requests, and all {} of amy", others.len(), amy.len()))
+}
+
+/// Waits for enough answers of the catalog: those to amy, and the others.
+async fn until_sampled(world: &World, start: Instant) -> anyhow::Result<(Vec<Entry>, Vec<Entry>)> {
+    let split = || {
+        let entries = world.record.since(VISITOR, start).into_iter().filter(|entry| !entry.seen.version.is_empty());
+        entries.partition::<Vec<Entry>, _>(|entry| entry.seen.user == "amy")
+    };
+    until(Duration::from_secs(40), || async {
+        let (amy, others) = split();
+        if others.len() >= SAMPLE && amy.len() >= 10 {
+            return Ok(());
+        }
+        Err(format!("only {} answers, {} to amy", others.len(), amy.len()))
+    })
+    .await?;
+    Ok(split())
+}
+
+/// Success and the 95th percentile of the visitor's requests in a window.
+pub(super) async fn quality(world: &World, window: Duration) -> (f64, f64, usize) {
+    let entries = visitors_for(world, window).await;
+    let tally = crate::demo::record::Tally::of(&entries);
+    let mut times: Vec<f64> = entries.iter().map(|entry| entry.seen.ms).collect();
+    times.sort_by(f64::total_cmp);
+    let p95 = times.get(times.len() * 95 / 100).copied().unwrap_or(f64::NAN);
+    (tally.success(), p95, tally.all)
+}

@@ -1,0 +1,115 @@
+//! What the programs that make traffic saw.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+
+use super::app::traffic::Seen;
+use super::cast::Part;
+
+/// At most this many requests are remembered; the totals go on.
+const REMEMBERED: usize = 400_000;
+
+/// One request: when it was told, and by whom.
+#[derive(Debug, Clone)]
+pub(crate) struct Entry {
+    pub(crate) at: Instant,
+    pub(crate) who: &'static str,
+    pub(crate) seen: Seen,
+}
+
+impl Entry {
+    /// When the request began.
+    pub(crate) fn began(&self) -> Instant {
+        let took = Duration::from_secs_f64(self.seen.ms.clamp(0.0, 3_600_000.0) / 1000.0);
+        self.at.checked_sub(took).unwrap_or(self.at)
+    }
+}
+
+/// All requests, in order of their ends.
+#[derive(Debug, Default)]
+pub(crate) struct Record {
+    entries: RefCell<VecDeque<Entry>>,
+    totals: RefCell<Totals>,
+}
+
+/// The visitor's requests since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Totals {
+    pub(crate) requests: u64,
+    pub(crate) failed: u64,
+}
+
+impl Record {
+    /// Follows what a program prints until it ends.
+    pub(crate) async fn follow(self: Rc<Self>, who: &'static str, output: impl AsyncRead + Unpin) {
+        let mut lines = BufReader::new(output).lines();
+        while let Ok(Some(line)) = lines.next_line().await {
+            if let Ok(seen) = serde_json::from_str::<Seen>(&line) {
+                self.add(Entry { at: Instant::now(), who, seen });
+            }
+        }
+    }
+
+    fn add(&self, entry: Entry) {
+        if entry.who == VISITOR {
+            let mut totals = self.totals.borrow_mut();
+            totals.requests += 1;
+            totals.failed += u64::from(!entry.seen.is_success());
+        }
+        let mut entries = self.entries.borrow_mut();
+        if entries.len() >= REMEMBERED {
+            entries.pop_front();
+        }
+        entries.push_back(entry);
+    }
+
+    pub(crate) fn totals(&self) -> Totals {
+        *self.totals.borrow()
+    }
+
+    /// What one program asked since an instant: requests that began then or later.
+    pub(crate) fn since(&self, who: &str, start: Instant) -> Vec<Entry> {
+        let entries = self.entries.borrow();
+        entries.iter().filter(|entry| entry.who == who && entry.began() >= start).cloned().collect()
+    }
+}
+
+/// The parts that make traffic.
+pub(crate) const VISITOR: &str = "visitor-1";
+pub(crate) const INTRUDER: &str = "intruder-1";
+pub(crate) const LEGACY: &str = "legacy-1";
+
+/// Whether a part tells of its requests on standard output.
+pub(crate) fn is_traffic_maker(part: &Part) -> bool {
+    [VISITOR, INTRUDER, LEGACY].contains(&part.name)
+}
+
+/// How many of some entries succeeded, and examples of those that did not.
+pub(crate) struct Tally {
+    pub(crate) all: usize,
+    pub(crate) failed: usize,
+    pub(crate) example: String,
+}
+
+impl Tally {
+    pub(crate) fn of<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Self {
+        let mut tally = Self { all: 0, failed: 0, example: String::new() };
+        for entry in entries {
+            tally.all += 1;
+            if !entry.seen.is_success() {
+                tally.failed += 1;
+                tally.example = format!("{} answered {}: {}", entry.seen.kind, entry.seen.status, entry.seen.error);
+            }
+        }
+        tally
+    }
+
+    /// Share of success, 0 to 1; nothing asked is no success.
+    pub(crate) fn success(&self) -> f64 {
+        if self.all == 0 { 0.0 } else { (self.all - self.failed) as f64 / self.all as f64 }
+    }
+}
