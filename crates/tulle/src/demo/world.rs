@@ -85,6 +85,8 @@ impl World {
             }
             world.start_app(number, part)?;
         }
+        let pids = serde_json::to_string_pretty(&world.pids())?;
+        std::fs::write(world.place.dir().join("pids.json"), pids)?;
         Ok(world)
     }
 
@@ -198,8 +200,8 @@ impl World {
         ] {
             args.extend([flag.to_owned(), value]);
         }
-        for flag in ["--listen", "--api", "--metrics"] {
-            args.extend([flag.to_owned(), "none".to_owned()]);
+        for flag in ["--xds", "--api", "--metrics"] {
+            args.extend([flag.to_owned(), "off".to_owned()]);
         }
         self.spawn("control", &Program::new(args, self.place.dir().join("control.log")))?;
         Ok(())
@@ -330,8 +332,8 @@ impl World {
         fallen.collect()
     }
 
-    /// Ids of all processes.
-    pub(crate) fn pids(&self) -> BTreeMap<String, u32> {
+    /// Ids of all processes, for whoever measures them.
+    fn pids(&self) -> BTreeMap<String, u32> {
         let children = self.children.borrow();
         children.iter().filter_map(|(name, child)| Some((name.clone(), child.id()?))).collect()
     }

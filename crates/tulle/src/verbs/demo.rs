@@ -24,10 +24,10 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(crate) check: bool,
     /// Stop by itself after this time
-    #[arg(long = "for", value_name = "TIME", value_parser = time)]
+    #[arg(long = "for", value_name = "TIME", value_parser = super::duration::parse)]
     time: Option<Duration>,
     /// Life of a workload's certificate [default: 1h, with --check 20s]
-    #[arg(long, value_name = "TIME", value_parser = time)]
+    #[arg(long, value_name = "TIME", value_parser = super::duration::parse)]
     cert_ttl: Option<Duration>,
     /// The visitor's requests per second [default: 40, with --check 80]
     #[arg(long, value_name = "N")]
@@ -56,12 +56,6 @@ pub(crate) enum NetChoice {
 #[derive(Debug, clap::Subcommand)]
 enum What {
     App(app::Args),
-}
-
-/// `30m`, `5s`, `1h30m`.
-fn time(text: &str) -> Result<Duration, String> {
-    let time = text.parse::<jiff::SignedDuration>().map_err(|_| format!("`{text}` is no time; write 30s or 5m"))?;
-    Duration::try_from(time).ok().filter(|time| !time.is_zero()).ok_or_else(|| format!("`{text}` is not in the future"))
 }
 
 impl Args {
