@@ -69,7 +69,8 @@ pub(crate) fn remove(place: &Place, name: &str) -> std::io::Result<()> {
 /// Where the catalog's requests go: `split` is the share of v2 in percent.
 pub(crate) fn catalog_routes(split: u8, amy_to_v2: bool, cure: bool) -> String {
     let host = format!("catalog.{NAMESPACE}.svc.{DOMAIN}");
-    let destination = |subset: &str, weight: u8| json!({"destination": {"host": host, "subset": subset}, "weight": weight});
+    let destination =
+        |subset: &str, weight: u8| json!({"destination": {"host": host, "subset": subset}, "weight": weight});
     let mut default = json!({"name": "split", "route": [destination("v1", 100 - split), destination("v2", split)]});
     if cure {
         default["retries"] = json!({"attempts": 5, "perTryTimeout": "0.3s", "retryOn": "5xx,reset,connect-failure"});

@@ -134,7 +134,13 @@ async fn inside(args: &Args, global: &cli::Global, place: Place) -> anyhow::Resu
 }
 
 fn wish(args: &Args, net: Net, door: i32) -> Wish {
-    Wish { net, cert_ttl: args.life(), rate: args.visitor_rate(), intruder_rate: args.intruder_rate(), door: Some(door) }
+    Wish {
+        net,
+        cert_ttl: args.life(),
+        rate: args.visitor_rate(),
+        intruder_rate: args.intruder_rate(),
+        door: Some(door),
+    }
 }
 
 /// The demo itself, in whatever namespaces this process is.
@@ -237,7 +243,8 @@ fn announce(choice: &Choice, door: &TcpListener) -> anyhow::Result<()> {
 fn what_next() {
     let tree = cli::command();
     let known = |verb: &str| tree.find_subcommand(verb).is_some();
-    let ideas = [("stat", "tulle stat"), ("tap", "tulle tap web"), ("check", "tulle check"), ("demo", "tulle demo --check")];
+    let ideas =
+        [("stat", "tulle stat"), ("tap", "tulle tap web"), ("check", "tulle check"), ("demo", "tulle demo --check")];
     let ideas: Vec<&str> = ideas.into_iter().filter(|(verb, _)| known(verb)).map(|(_, idea)| idea).collect();
     output::print(&format!("  Try next:  {}\n  Everything stops with Ctrl-C.\n", ideas.join("   ·   ")));
 }

@@ -115,7 +115,8 @@ mod tests {
 
     #[test]
     fn samples_are_read() {
-        let page = "# TYPE a counter\na{x=\"1\",y=\"q\\\"}\"} 3\na{x=\"2\"} 4 1700000000\nb 0.5\nnonsense\nc{x=\"1} 2\n";
+        let page =
+            "# TYPE a counter\na{x=\"1\",y=\"q\\\"}\"} 3\na{x=\"2\"} 4 1700000000\nb 0.5\nnonsense\nc{x=\"1} 2\n";
         let samples = parse(page);
         assert_eq!(samples.len(), 3);
         assert_eq!(samples[0].label("y"), "q\"}");

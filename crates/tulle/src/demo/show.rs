@@ -72,7 +72,8 @@ fn table(before: &BTreeMap<&'static str, Counts>, now: &BTreeMap<&'static str, C
         let then = before.get(service.name).copied().unwrap_or_default();
         let counts = now.get(service.name).copied().unwrap_or_default();
         let requests = counts.requests - then.requests;
-        let share = |part: f64| if requests > 0.0 { format!("{:.1}%", 100.0 * part / requests) } else { "-".to_owned() };
+        let share =
+            |part: f64| if requests > 0.0 { format!("{:.1}%", 100.0 * part / requests) } else { "-".to_owned() };
         let rate = if before.is_empty() { "-".to_owned() } else { format!("{:.1}", requests / PACE.as_secs_f64()) };
         let success = share(requests - (counts.failed - then.failed));
         let encrypted = share(counts.encrypted - then.encrypted);

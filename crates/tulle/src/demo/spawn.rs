@@ -53,7 +53,9 @@ impl Program {
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
-            .with_context(|| format!("cannot start {}", self.args.first().map_or("a program".into(), |verb| verb.to_string_lossy())))
+            .with_context(|| {
+                format!("cannot start {}", self.args.first().map_or("a program".into(), |verb| verb.to_string_lossy()))
+            })
     }
 }
 

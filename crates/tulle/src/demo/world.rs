@@ -214,7 +214,8 @@ impl World {
             ads: Ads { server: AdsServer::Unix(text(self.control_socket())), delta: true },
             sds_path: text(self.place.of(part.name).join(identity::agent::SDS_SOCKET)),
         };
-        let key: WorkloadKey = format!("{}.{NAMESPACE}", part.name).parse().map_err(|error| anyhow::anyhow!("{error}"))?;
+        let key: WorkloadKey =
+            format!("{}.{NAMESPACE}", part.name).parse().map_err(|error| anyhow::anyhow!("{error}"))?;
         let bootstrap = compile::bootstrap(&self.mesh, &key, &mode).context("a part of the demo is not declared")?;
         std::fs::write(self.place.of(part.name).join("proxy.yaml"), proto::json::to_yaml(&bootstrap))?;
         Ok(())
@@ -253,7 +254,9 @@ impl World {
         program.env = self.addresses(number, part);
         program.enter = self.enter(part);
         program.heard = is_traffic_maker(part);
-        if part.app == "gateway" && let Some(door) = self.wish.door {
+        if part.app == "gateway"
+            && let Some(door) = self.wish.door
+        {
             program.args.extend(["--inherit".into(), door.to_string().into()]);
             node::inherited::hand_down(door, true)?;
         }
@@ -368,7 +371,8 @@ impl World {
         let children = std::mem::take(&mut *self.children.borrow_mut());
         let (mut traffic, mut rest) = (Vec::new(), Vec::new());
         for (name, child) in children {
-            let makes_traffic = super::cast::PARTS.iter().any(|part| is_traffic_maker(part) && name == format!("app {}", part.name));
+            let makes_traffic =
+                super::cast::PARTS.iter().any(|part| is_traffic_maker(part) && name == format!("app {}", part.name));
             if makes_traffic { traffic.push(child) } else { rest.push(child) }
         }
         join_all(traffic.iter_mut().map(end)).await;

@@ -44,11 +44,7 @@ pub(super) async fn cure(world: &Rc<World>) -> anyhow::Result<String> {
     anyhow::ensure!(sick < 0.97, "the sick catalog was not felt: {:.1} % success", 100.0 * sick);
     anyhow::ensure!(cured >= GOOD, "with retries only {:.1} % of {all} requests succeed", 100.0 * cured);
     anyhow::ensure!(p95 < QUICK_MS, "with timeouts the 95th percentile is {p95:.0} ms");
-    Ok(format!(
-        "success {:.1} % -> {:.1} %, 95th percentile {sick_p95:.0} -> {p95:.0} ms",
-        100.0 * sick,
-        100.0 * cured
-    ))
+    Ok(format!("success {:.1} % -> {:.1} %, 95th percentile {sick_p95:.0} -> {p95:.0} ms", 100.0 * sick, 100.0 * cured))
 }
 
 /// One of three prices is always wrong; its instance is left out after five failures.
@@ -136,7 +132,9 @@ async fn restart_without_control(world: &World) -> anyhow::Result<Duration> {
     let start = Instant::now();
     world.start_proxy(part)?;
     until(Duration::from_secs(10), || async {
-        scrape::get(&world.place.admin(part.name), "/ready").await.map_err(|error| format!("the proxy is not ready: {error:#}"))?;
+        scrape::get(&world.place.admin(part.name), "/ready")
+            .await
+            .map_err(|error| format!("the proxy is not ready: {error:#}"))?;
         let entries = world.record.since(INTRUDER, start);
         match entries.iter().rev().find(|entry| entry.seen.status != 0) {
             Some(entry) if entry.seen.status == 403 => Ok(()),

@@ -32,9 +32,14 @@ pub(super) async fn strict(world: &Rc<World>) -> anyhow::Result<String> {
     })
     .await?;
     let intruder = world.record.since(INTRUDER, start);
-    anyhow::ensure!(intruder.iter().all(|entry| entry.seen.status == 200), "strict mTLS refused one with a certificate");
+    anyhow::ensure!(
+        intruder.iter().all(|entry| entry.seen.status == 200),
+        "strict mTLS refused one with a certificate"
+    );
     let all = unharmed(world, start)?;
-    Ok(format!("the rehearsal named catalog's plaintext caller ({counted} times); now it fails, and none of {all} others"))
+    Ok(format!(
+        "the rehearsal named catalog's plaintext caller ({counted} times); now it fails, and none of {all} others"
+    ))
 }
 
 /// Only the catalog's proxies count requests that would be denied, and they are the plaintext ones.
@@ -94,7 +99,9 @@ pub(super) async fn authz(world: &Rc<World>) -> anyhow::Result<String> {
     })
     .await?;
     let all = unharmed(world, start)?;
-    Ok(format!("intruder -> payments 403 by AuthorizationPolicy {NAMESPACE}/payments-callers rule 0; none of {all} others failed"))
+    Ok(format!(
+        "intruder -> payments 403 by AuthorizationPolicy {NAMESPACE}/payments-callers rule 0; none of {all} others failed"
+    ))
 }
 
 /// Every workload gets new certificates while requests go on.
