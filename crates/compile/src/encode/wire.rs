@@ -60,7 +60,7 @@ fn sorted(bytes: &[u8], shape: &Shape) -> Vec<u8> {
 
 fn rewrite(bytes: &[u8], shape: &Shape) -> Option<Vec<u8>> {
     let mut out = Vec::with_capacity(bytes.len());
-    let mut run: Vec<Vec<u8>> = Vec::new();
+    let mut run: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
     let mut run_field = 0;
     let mut rest = bytes;
     while !rest.is_empty() {
@@ -68,6 +68,7 @@ fn rewrite(bytes: &[u8], shape: &Shape) -> Option<Vec<u8>> {
         let tag = varint(&mut rest)?;
         let field = u32::try_from(tag >> 3).ok()?;
         let mut whole = Vec::new();
+        let mut name = &[][..];
         match tag & 7 {
             0 => {
                 varint(&mut rest)?;
@@ -79,6 +80,7 @@ fn rewrite(bytes: &[u8], shape: &Shape) -> Option<Vec<u8>> {
                 let length = usize::try_from(varint(&mut rest)?).ok()?;
                 let body = rest.get(..length)?;
                 rest = rest.get(length..)?;
+                name = entry_key(body).unwrap_or_default();
                 put_varint(&mut whole, tag);
                 match shape.inner.iter().find(|(known, _)| *known == field) {
                     Some((_, inner)) => put_bytes(&mut whole, &sorted(body, inner)),
@@ -91,15 +93,22 @@ fn rewrite(bytes: &[u8], shape: &Shape) -> Option<Vec<u8>> {
             flush(&mut run, &mut out);
             run_field = field;
         }
-        if shape.maps.contains(&field) { run.push(whole) } else { out.extend_from_slice(&whole) }
+        if shape.maps.contains(&field) { run.push((name.to_vec(), whole)) } else { out.extend_from_slice(&whole) }
     }
     flush(&mut run, &mut out);
     Some(out)
 }
 
-fn flush(run: &mut Vec<Vec<u8>>, out: &mut Vec<u8>) {
+/// The key of a map's entry: its first field.
+fn entry_key(body: &[u8]) -> Option<&[u8]> {
+    let mut rest = body.strip_prefix(&[0x0a])?;
+    let length = usize::try_from(varint(&mut rest)?).ok()?;
+    rest.get(..length)
+}
+
+fn flush(run: &mut Vec<(Vec<u8>, Vec<u8>)>, out: &mut Vec<u8>) {
     run.sort_unstable();
-    for entry in run.drain(..) {
+    for (_, entry) in run.drain(..) {
         out.extend_from_slice(&entry);
     }
 }
