@@ -32,7 +32,12 @@ impl Places {
         let object = self.objects.get(&name(&key.namespace)).or_else(|| self.objects.get(&name("")));
         let Some(object) = object else { return };
         let below = |root: &str| span(object, &format!("{root}{}", finding.field));
-        let Some(span) = below("spec.").or_else(|| below("")) else { return };
+        let found = match finding.field.is_empty() {
+            // The whole object: its name tells the reader most.
+            true => span(object, "metadata.name"),
+            false => below("spec.").or_else(|| below("")),
+        };
+        let Some(span) = found else { return };
         let text = finding.labels.first().map(|label| label.text.clone()).unwrap_or_default();
         let label = Label { start: span.start, length: span.length, text };
         match finding.labels.first_mut() {

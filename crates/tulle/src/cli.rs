@@ -48,6 +48,8 @@ enum Verb {
     Enter(verbs::enter::Args),
     Token(verbs::token::Args),
     Agent(verbs::agent::Args),
+    Analyze(verbs::analyze::Args),
+    Explain(verbs::explain::Args),
 }
 
 /// Parses the command line, runs the verb and tells how it ended.
@@ -75,6 +77,8 @@ pub(crate) fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
         Verb::Enter(args) => verbs::enter::run(args, &global),
         Verb::Token(args) => verbs::token::run(args, &global),
         Verb::Agent(args) => verbs::agent::run(args, &global),
+        Verb::Analyze(args) => verbs::analyze::run(args, &global),
+        Verb::Explain(args) => verbs::explain::run(args, &global),
     }
 }
 

@@ -30,14 +30,37 @@ pub struct Change {
     pub text: Option<Arc<str>>,
 }
 
+/// What files and directories held when they were read once.
+#[derive(Debug, Default)]
+pub struct Reading {
+    /// All files that could be read, sorted by name.
+    pub files: Vec<Change>,
+    /// The others, and why.
+    pub unreadable: Vec<(Arc<str>, io::Error)>,
+}
+
 /// Reads all configuration files (`*.yaml`, `*.yml`, `*.json`; hidden ones are skipped) of some files and
 /// directories once, sorted by name, without watching.
 ///
 /// # Errors
 /// When one of the paths does not exist or cannot be read.
+pub fn survey(paths: &[PathBuf]) -> io::Result<Reading> {
+    check(paths)?;
+    let mut tree = Tree::new(paths);
+    let files = tree.look()?;
+    Ok(Reading { files, unreadable: tree.take_unreadable() })
+}
+
+/// As [`survey`], leaving out what cannot be read after saying so in the log.
+///
+/// # Errors
+/// When one of the paths does not exist or cannot be read.
 pub fn read(paths: &[PathBuf]) -> io::Result<Vec<Change>> {
     check(paths)?;
-    Tree::new(paths).look()
+    let mut tree = Tree::new(paths);
+    let files = tree.look()?;
+    tree.complain();
+    Ok(files)
 }
 
 /// Watches some files and directories, deep. The first batch is everything there is, even when that is
@@ -54,6 +77,7 @@ pub fn watch(paths: &[PathBuf]) -> io::Result<mpsc::Receiver<Vec<Change>>> {
     let watcher = watcher(paths, events_in);
     let mut tree = Tree::new(paths);
     let first = tree.look()?;
+    tree.complain();
     let (batches, receiver) = mpsc::channel(16);
     thread::Builder::new().name("tulle-config".to_owned()).spawn(move || {
         if batches.blocking_send(first).is_ok() {
@@ -120,6 +144,7 @@ fn follow(tree: &mut Tree, events: &threads::Receiver<()>, batches: &mpsc::Sende
             Ok(changes) => {
                 away = false;
                 let changes = refilled(tree, changes);
+                tree.complain();
                 if !changes.is_empty() && batches.blocking_send(changes).is_err() {
                     return;
                 }

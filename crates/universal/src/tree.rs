@@ -40,14 +40,16 @@ struct Known {
 pub(crate) struct Tree {
     roots: Vec<PathBuf>,
     known: BTreeMap<PathBuf, Known>,
-    /// Files that could not be read, so that each is complained about once.
+    /// Files and directories that could not be read at the last look.
+    unreadable: BTreeMap<PathBuf, io::Error>,
+    /// Those of them that the log knows, so that each is complained about once.
     complained: HashSet<PathBuf>,
 }
 
 impl Tree {
     /// Nothing read yet.
     pub(crate) fn new(roots: &[PathBuf]) -> Self {
-        Self { roots: roots.to_vec(), known: BTreeMap::new(), complained: HashSet::new() }
+        Self { roots: roots.to_vec(), known: BTreeMap::new(), unreadable: BTreeMap::new(), complained: HashSet::new() }
     }
 
     /// Looks at all files and says what changed since the last look.
@@ -56,20 +58,23 @@ impl Tree {
     /// When a root cannot be read. The state is left as it was: a directory that is away for a moment
     /// (a mount being replaced) must not look like one whose files were all deleted.
     pub(crate) fn look(&mut self) -> io::Result<Vec<Change>> {
+        self.unreadable.clear();
         let mut found = BTreeMap::new();
         for root in &self.roots {
             let metadata = fs::metadata(root)?;
             if metadata.is_dir() {
-                walk(root, &mut Vec::new(), &mut found)?;
+                walk(root, &mut Vec::new(), &mut found, &mut self.unreadable)?;
             } else {
                 found.insert(root.clone(), metadata);
             }
         }
         let mut changes = Vec::new();
-        let gone = self.known.keys().filter(|path| !found.contains_key(*path)).cloned().collect::<Vec<_>>();
+        // What stands in a directory that cannot be read now is not gone.
+        let hidden = |path: &Path| path.ancestors().any(|above| self.unreadable.contains_key(above));
+        let absent = self.known.keys().filter(|path| !found.contains_key(*path) && !hidden(path));
+        let gone = absent.cloned().collect::<Vec<_>>();
         for path in gone {
             self.known.remove(&path);
-            self.complained.remove(&path);
             changes.push(Change { file: name(&path), text: None });
         }
         for (path, metadata) in found {
@@ -77,6 +82,22 @@ impl Tree {
         }
         changes.sort_by(|a, b| a.file.cmp(&b.file));
         Ok(changes)
+    }
+
+    /// What could not be read at the last look.
+    pub(crate) fn take_unreadable(&mut self) -> Vec<(Arc<str>, io::Error)> {
+        std::mem::take(&mut self.unreadable).into_iter().map(|(path, error)| (name(&path), error)).collect()
+    }
+
+    /// Tells the log what could not be read at the last look, each file once until it can be read again.
+    pub(crate) fn complain(&mut self) {
+        for (path, error) in &self.unreadable {
+            if !self.complained.contains(path) {
+                let file = path.display();
+                tracing::warn!(event = "config.unreadable", %file, %error, "cannot read: what it said before stays");
+            }
+        }
+        self.complained = self.unreadable.keys().cloned().collect();
     }
 
     /// Whether some file became empty since it was last read: editors empty a file before they fill it.
@@ -92,13 +113,10 @@ impl Tree {
         let text = match read(&path, metadata) {
             Ok(text) => text,
             Err(error) => {
-                if self.complained.insert(path.clone()) {
-                    tracing::warn!(event = "config.unreadable", file = %path.display(), %error, "cannot read a file: what it said before stays");
-                }
+                self.unreadable.insert(path, error);
                 return None;
             }
         };
-        self.complained.remove(&path);
         let same = self.known.get(&path).is_some_and(|known| *known.text == *text);
         let text: Arc<str> = text.into();
         let file = name(&path);
@@ -108,7 +126,12 @@ impl Tree {
 }
 
 /// Collects the configuration files below a directory; links are followed, circles are not.
-fn walk(directory: &Path, above: &mut Vec<(u64, u64)>, found: &mut BTreeMap<PathBuf, Metadata>) -> io::Result<()> {
+fn walk(
+    directory: &Path,
+    above: &mut Vec<(u64, u64)>,
+    found: &mut BTreeMap<PathBuf, Metadata>,
+    unreadable: &mut BTreeMap<PathBuf, io::Error>,
+) -> io::Result<()> {
     let metadata = fs::metadata(directory)?;
     let id = (metadata.dev(), metadata.ino());
     if above.contains(&id) || above.len() >= MAX_DEPTH {
@@ -123,8 +146,10 @@ fn walk(directory: &Path, above: &mut Vec<(u64, u64)>, found: &mut BTreeMap<Path
         // A link to nowhere is no file.
         let Ok(metadata) = fs::metadata(&path) else { continue };
         if metadata.is_dir() {
-            if let Err(error) = walk(&path, above, found) {
-                tracing::warn!(event = "config.unreadable", directory = %path.display(), %error, "cannot read a directory");
+            let depth = above.len();
+            if let Err(error) = walk(&path, above, found, unreadable) {
+                above.truncate(depth);
+                unreadable.insert(path, error);
             }
         } else if is_configuration(&path) {
             found.insert(path, metadata);

@@ -165,39 +165,34 @@ pub(super) fn destinations(field: &Field<'_>) -> Vec<WeightedDestination> {
     routes
 }
 
-/// Weights are relative, as in Istio; a sum of 0 forwards nothing, and a sum other than 100 is likely a slip.
+/// Weights are relative, as in Istio: a sum of 0 forwards nothing. A sum near 100 that is not 100 is likely a
+/// slip of somebody who meant percent; 1 and 1, or 500 and 500, are not.
 fn check_weights(field: &Field<'_>, weights: &[(Span, u32)], routes: &[WeightedDestination]) {
+    let sum = routes.iter().map(|route| u64::from(route.weight)).sum::<u64>();
     if routes.len() < 2 {
         return;
     }
-    let sum = routes.iter().map(|route| u64::from(route.weight)).sum::<u64>();
-    let (last, before) = match weights.split_last() {
-        Some((last, before)) if sum != 100 => (Some(last), before),
-        None if sum != 100 => (None, &[][..]),
-        _ => return,
-    };
-    let mut finding = match (sum, last) {
-        (0, _) => field.error(codes::WEIGHTS, "the weights of this route add up to 0: nothing is forwarded"),
-        (_, Some((span, _))) => {
-            field.warn_at(*span, codes::WEIGHTS, format!("weights of this route add up to {sum}, not 100"))
-        }
-        (_, None) => return,
-    };
-    if let Some((_, weight)) = last.filter(|_| sum > 0) {
-        finding = finding.label(format!("and {weight} here"));
-        let others = sum - u64::from(*weight);
-        finding = match 100u64.checked_sub(others) {
-            Some(rest) if others > 0 => {
-                finding.help(format!("change it to {rest}; as written the shares are {}", shares(routes, sum)))
-            }
-            _ => finding.help(format!("as written the shares are {}", shares(routes, sum))),
-        };
-        for (span, weight) in before {
-            finding = finding.also(*span, format!("{weight} here"));
-        }
-    } else {
-        finding.help("give each destination a weight; together 100");
+    if sum == 0 {
+        field
+            .error(codes::WEIGHTS, "the weights of this route add up to 0: nothing is forwarded")
+            .help("give each destination a weight; together 100");
+        return;
     }
+    let Some(((last, weight), before)) = weights.split_last() else { return };
+    if sum == 100 || !(51..=200).contains(&sum) {
+        return;
+    }
+    let message = format!("weights of this route add up to {sum}, not 100");
+    let mut finding = field.warn_at(*last, codes::WEIGHTS, message).label(format!("and {weight} here"));
+    for (span, weight) in before {
+        finding = finding.also(*span, format!("{weight} here"));
+    }
+    let others = sum - u64::from(*weight);
+    let shares = format!("as written the shares are {}", shares(routes, sum));
+    match 100u64.checked_sub(others) {
+        Some(rest) if others > 0 => finding.help(format!("change it to {rest}; {shares}")),
+        _ => finding.help(shares),
+    };
 }
 
 fn shares(routes: &[WeightedDestination], sum: u64) -> String {

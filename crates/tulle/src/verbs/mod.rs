@@ -2,6 +2,7 @@
 
 pub(crate) mod admin;
 pub(crate) mod agent;
+pub(crate) mod analyze;
 pub(crate) mod apply;
 pub(crate) mod completion;
 pub(crate) mod connection;
@@ -10,6 +11,7 @@ pub(crate) mod delete;
 pub(crate) mod demo;
 pub(crate) mod duration;
 pub(crate) mod enter;
+pub(crate) mod explain;
 pub(crate) mod get;
 pub(crate) mod mesh;
 pub(crate) mod proxy;
