@@ -107,6 +107,18 @@ const UNSUPPORTED: &[(&str, &[&str])] = &[
     ("gateway.networking.x-k8s.io", &["XListenerSet", "XBackendTrafficPolicy", "XMesh"]),
 ];
 
+/// Groups of Kubernetes whose kinds stand beside a mesh's in many directories and declare nothing about it.
+const PLAIN: &[&str] = &[
+    "apps",
+    "batch",
+    "autoscaling",
+    "policy",
+    "storage.k8s.io",
+    "scheduling.k8s.io",
+    "rbac.authorization.k8s.io",
+    "apiextensions.k8s.io",
+];
+
 /// A document that is no YAML.
 pub(crate) fn unreadable(fault: Fault, options: &ParseOptions) -> Vec<Diagnostic> {
     let report = Report::new(options.file.clone());
@@ -257,6 +269,13 @@ fn unknown(version: &Field<'_>, kind: &Field<'_>, group: &str, name: &str) {
     const KEEP_OUT: &str = "keep it out of this directory; the other objects take effect";
     let ours = KINDS.iter().any(|known| known.group == group);
     if !ours || UNSUPPORTED.iter().any(|(known, kinds)| *known == group && kinds.contains(&name)) {
+        if PLAIN.contains(&group) {
+            kind.note(
+                codes::UNSUPPORTED_KIND,
+                format!("{name} says nothing to a mesh without Kubernetes: it is left out"),
+            );
+            return;
+        }
         let api = if group.is_empty() { "Kubernetes" } else { group };
         let finding = kind.error(codes::UNSUPPORTED_KIND, format!("{name} of {api} is not supported yet"));
         match KINDS.iter().find(|known| known.name == name) {
@@ -276,7 +295,8 @@ fn unknown(version: &Field<'_>, kind: &Field<'_>, group: &str, name: &str) {
         Some(near) => {
             kind.error(codes::UNKNOWN_KIND, format!("no kind {name} is known")).help(format!("did you mean {near}?"))
         }
-        // Kubernetes has many kinds that say nothing to a mesh.
+        None if group.is_empty() => kind
+            .note(codes::UNSUPPORTED_KIND, format!("{name} says nothing to a mesh without Kubernetes: it is left out")),
         None => kind
             .error(codes::UNSUPPORTED_KIND, format!("{name} of `{}` is not supported", version.text()))
             .help(KEEP_OUT),

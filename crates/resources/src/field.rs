@@ -65,6 +65,11 @@ impl<'a> Field<'a> {
         self.report.add(Severity::Warning, code, &self.path, self.span(), message.into())
     }
 
+    /// Reports something worth knowing at this field.
+    pub(crate) fn note(&self, code: Code, message: impl Into<String>) -> Finding<'a> {
+        self.report.add(Severity::Info, code, &self.path, self.span(), message.into())
+    }
+
     /// Reports a warning at another place that belongs to this field.
     pub(crate) fn warn_at(&self, span: Span, code: Code, message: impl Into<String>) -> Finding<'a> {
         self.report.add(Severity::Warning, code, &self.path, span, message.into())

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use compile::Mesh;
-use model::{Diagnostic, Entry, Severity};
+use model::{Declaration, Diagnostic, Entry, Severity};
 use resources::{ParseOptions, Places, codes};
 
 use crate::output::{ColorChoice, Exit, fail};
@@ -22,6 +22,8 @@ pub(crate) struct Declared {
     pub(crate) diagnostics: Vec<Diagnostic>,
     /// How many objects take effect.
     pub(crate) objects: usize,
+    /// How many of them declare services.
+    pub(crate) services: usize,
     sources: BTreeMap<Arc<str>, Arc<str>>,
 }
 
@@ -44,7 +46,10 @@ impl Declared {
         sharpen(&mut across, &sources);
         diagnostics.extend(across);
         diagnostics.sort_by(|a, b| place(a).cmp(&place(b)));
-        Ok(Self { mesh, diagnostics, objects: entries.len(), sources })
+        let declares_service =
+            |entry: &&Entry| entry.declarations.iter().any(|one| matches!(one, Declaration::Service(_)));
+        let services = entries.iter().filter(declares_service).count();
+        Ok(Self { mesh, diagnostics, objects: entries.len(), services, sources })
     }
 
     /// How many files were read.

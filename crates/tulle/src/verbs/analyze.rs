@@ -63,6 +63,13 @@ enum Output {
     Short,
 }
 
+/// Findings about references to services. Without a single service among the files they say nothing: the
+/// services are declared elsewhere.
+const REFERENCES: [Code; 3] = [codes::UNKNOWN_HOST, codes::UNKNOWN_SUBSET, codes::UNKNOWN_BACKEND];
+
+/// The same of workloads.
+const SELECTIONS: [Code; 2] = [codes::SELECTS_NOTHING, codes::NO_ENDPOINTS];
+
 pub(crate) fn run(args: Args, global: &Global) -> Exit {
     let paths = [args.paths, args.files].concat();
     let options = ParseOptions { default_namespace: args.namespace, ..ParseOptions::default() };
@@ -71,6 +78,11 @@ pub(crate) fn run(args: Args, global: &Global) -> Exit {
         Err(exit) => return exit,
     };
     declared.diagnostics.retain(|finding| !args.ignore.contains(&finding.code));
+    let alone = declared.services == 0;
+    let nobody = declared.mesh.workload_keys().next().is_none();
+    declared.diagnostics.retain(|finding| {
+        !(alone && REFERENCES.contains(&finding.code) || nobody && SELECTIONS.contains(&finding.code))
+    });
     declared.diagnostics.iter_mut().for_each(advise);
     if declared.files() == 0 {
         for finding in &declared.diagnostics {
@@ -94,17 +106,11 @@ pub(crate) fn run(args: Args, global: &Global) -> Exit {
 /// What a running mesh lives with, a reviewer should not: references that lead nowhere and shares that are
 /// not what they seem are errors here, and a workload that is open to all is worth a warning.
 fn advise(finding: &mut Diagnostic) {
-    const ERRORS: [Code; 6] = [
-        codes::UNKNOWN_HOST,
-        codes::UNKNOWN_SUBSET,
-        codes::UNKNOWN_DELEGATE,
-        codes::UNKNOWN_PORT,
-        codes::UNKNOWN_BACKEND,
-        codes::WEIGHTS,
-    ];
     // A DestinationRule for a host that does not exist yet does no harm.
     let harmless = finding.object.as_ref().is_some_and(|object| object.kind == "DestinationRule");
-    if ERRORS.contains(&finding.code) && finding.severity == Severity::Warning && !harmless {
+    let wrong = REFERENCES.contains(&finding.code)
+        || [codes::UNKNOWN_DELEGATE, codes::UNKNOWN_PORT, codes::WEIGHTS].contains(&finding.code);
+    if wrong && finding.severity == Severity::Warning && !harmless {
         finding.severity = Severity::Error;
     }
     if finding.code == codes::OPEN_TO_ALL {
@@ -138,7 +144,11 @@ fn summary(declared: &Declared) -> String {
     }
     let found = if parts.is_empty() { "nothing found".to_owned() } else { parts.join(", ") };
     let objects = plural(declared.objects, "object that takes effect", "objects that take effect");
-    format!("{found}; {objects} in {}\n", plural(declared.files(), "file", "files"))
+    let unknown = match declared.services {
+        0 => "; hosts were not checked: none of the files declares a service",
+        _ => "",
+    };
+    format!("{found}; {objects} in {}{unknown}\n", plural(declared.files(), "file", "files"))
 }
 
 fn plural(count: usize, one: &str, many: &str) -> String {

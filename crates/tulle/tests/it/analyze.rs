@@ -131,6 +131,17 @@ fn findings_between_objects() {
 }
 
 #[test]
+fn routes_alone_are_not_blamed_for_services_elsewhere() {
+    let text = ROUTES.replace("weight: 20", "weight: 10").replace("catlog", "other");
+    let directory = mesh(&[("routes.yaml", &text[..text.find("    - match").unwrap()])]);
+    insta::assert_snapshot!(tulle(directory.path(), &["analyze", "mesh/"]), @r#"
+    exit 0
+    --- stdout
+    nothing found; 1 object that takes effect in 1 file; hosts were not checked: none of the files declares a service
+    "#);
+}
+
+#[test]
 fn findings_as_json() {
     let directory = mesh(&[("catalog.yaml", SERVICE)]);
     insta::assert_snapshot!(tulle(directory.path(), &["analyze", "mesh", "-o", "json"]), @r#"
@@ -225,7 +236,16 @@ fn what_cannot_be_read_is_not_sound() {
     --- stderr
     error: mesh/latin1.yaml: error[TL0025]: the file cannot be read: stream did not contain valid UTF-8
     "#);
-    insta::assert_snapshot!(tulle(directory.path(), &["analyze"]), @"TODO");
+    insta::assert_snapshot!(tulle(directory.path(), &["analyze"]), @r#"
+    exit 2
+    --- stderr
+    error: the following required arguments were not provided:
+      <PATH>...
+
+    Usage: tulle analyze <PATH>...
+
+    For more information, try '--help'.
+    "#);
 }
 
 #[test]
@@ -239,15 +259,16 @@ fn standard_input_is_a_file() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    child.stdin.take().unwrap().write_all(ROUTES.replace(", namespace: shop", "").as_bytes()).unwrap();
+    let text = format!("{SERVICE}---\n{ROUTES}");
+    child.stdin.take().unwrap().write_all(text.replace(", namespace: shop", "").as_bytes()).unwrap();
     insta::assert_snapshot!(shown(&child.wait_with_output().unwrap()), @r#"
     exit 1
     --- stdout
-    <stdin>:8:31: error[TL0501]: VirtualService shop/catalog: spec.http[0].route[0].destination.host: no service has the host catalog.shop.svc.cluster.local (written catalog): these requests are answered 503
-    <stdin>:10:31: error[TL0501]: VirtualService shop/catalog: spec.http[0].route[1].destination.host: no service has the host catlog.shop.svc.cluster.local (written catlog): these requests are answered 503
-    <stdin>:11:19: error[TL0107]: VirtualService shop/catalog: spec.http[0].route: weights of this route add up to 110, not 100
-    <stdin>:12:7: warning[TL0503]: VirtualService shop/catalog: spec.http[1]: http[0] matches everything that this rule matches: it is never reached
-    <stdin>:13:36: error[TL0501]: VirtualService shop/catalog: spec.http[1].route[0].destination.host: no service has the host catalog.shop.svc.cluster.local (written catalog): these requests are answered 503
+    <stdin>:10:18: warning[TL0505]: Workload shop/catalog-1: catalog-1.shop is encrypted but open: every identity of the mesh may call it
+    <stdin>:23:48: error[TL0502]: VirtualService shop/catalog: spec.http[0].route[0].destination.subset: no DestinationRule defines the subset v9 of catalog.shop.svc.cluster.local: 503 for its requests
+    <stdin>:25:31: error[TL0501]: VirtualService shop/catalog: spec.http[0].route[1].destination.host: no service has the host catlog.shop.svc.cluster.local (written catlog): these requests are answered 503
+    <stdin>:26:19: error[TL0107]: VirtualService shop/catalog: spec.http[0].route: weights of this route add up to 110, not 100
+    <stdin>:27:7: warning[TL0503]: VirtualService shop/catalog: spec.http[1]: http[0] matches everything that this rule matches: it is never reached
     "#);
 }
 
@@ -288,6 +309,12 @@ fn codes_are_explained() {
     error: there is no code TL9999
      next: `tulle explain --list` names all of them
     "#);
-    insta::assert_snapshot!(run(&["explain", "weights"]), @"TODO");
+    insta::assert_snapshot!(run(&["explain", "weights"]), @r#"
+    exit 2
+    --- stderr
+    error: invalid value 'weights' for '[CODE]': `weights` is no diagnostic code; they look like TL0107
+
+    For more information, try '--help'.
+    "#);
     assert!(run(&["explain", "--list"]).lines().count() > 60);
 }
