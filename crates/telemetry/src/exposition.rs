@@ -272,7 +272,7 @@ pub fn envoy_json(registry: &Registry, selection: &Selection<'_>) -> serde_json:
     if !histograms.is_empty() {
         let computed: Vec<_> = histograms.iter().map(|(name, snapshot)| quantiles_json(name, snapshot)).collect();
         stats.push(json!({"histograms": {
-            "supported_quantiles": QUANTILES.map(|percent| plain_number(percent)),
+            "supported_quantiles": QUANTILES.map(plain_number),
             "computed_quantiles": computed,
         }}));
     }

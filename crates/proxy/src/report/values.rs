@@ -1,5 +1,6 @@
 //! What a record answers to the operators of Envoy's format language (`%RESPONSE_CODE%`, ...).
 
+use std::cell::RefCell;
 use std::fmt::{Display, Write as _};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -13,6 +14,8 @@ use telemetry::accesslog::{TimeFormat, clock};
 use super::record::{Kind, Record};
 
 const ORIGINAL_PATH: &str = "x-envoy-original-path";
+/// Most time formats that are kept read, per worker.
+const MOST_FORMATS: usize = 16;
 const SERVICE_TIME: &str = "x-envoy-upstream-service-time";
 
 impl Values for Record {
@@ -400,16 +403,30 @@ fn hostname() -> Option<&'static str> {
 }
 
 fn time(format: Option<&Arc<str>>, at: SystemTime, out: &mut String) {
-    let mut bytes = Vec::with_capacity(32);
-    match format {
-        None => {
-            let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
-            clock::write_default(since.as_secs(), since.subsec_nanos(), &mut bytes);
-        }
-        // A format that cannot be read was refused when the configuration was; the default is better than nothing.
-        Some(format) => TimeFormat::parse(format).unwrap_or(TimeFormat::Default).write(at, &mut bytes),
+    let Some(format) = format else {
+        let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
+        return out.push_str(clock::DefaultText::of(since.as_secs(), since.subsec_nanos()).as_str());
+    };
+    thread_local! {
+        /// Formats that were read already; there are as many as the configuration has.
+        static READ: RefCell<Vec<(Arc<str>, TimeFormat)>> = const { RefCell::new(Vec::new()) };
     }
-    out.push_str(&String::from_utf8_lossy(&bytes));
+    READ.with_borrow_mut(|read| {
+        let found = read.iter().position(|(held, _)| held == format);
+        let index = found.unwrap_or_else(|| {
+            if read.len() >= MOST_FORMATS {
+                read.clear();
+            }
+            // A format that cannot be read was refused when the configuration was; the default is better than nothing.
+            read.push((Arc::clone(format), TimeFormat::parse(format).unwrap_or(TimeFormat::Default)));
+            read.len() - 1
+        });
+        if let Some((_, format)) = read.get(index) {
+            let mut bytes = Vec::with_capacity(40);
+            format.write(at, &mut bytes);
+            out.push_str(&String::from_utf8_lossy(&bytes));
+        }
+    });
 }
 
 /// Names of the gRPC statuses, by number.

@@ -129,29 +129,42 @@ impl Part {
     }
 }
 
-/// `2026-11-21T10:32:50.313Z`.
+/// Appends `2026-11-21T10:32:50.313Z`.
 pub fn write_default(seconds: u64, nanos: u32, out: &mut Vec<u8>) {
-    let (year, month, day) = civil(seconds / 86_400);
-    let second = seconds % 86_400;
-    digits(year, 4, out);
-    out.push(b'-');
-    digits(month, 2, out);
-    out.push(b'-');
-    digits(day, 2, out);
-    out.push(b'T');
-    digits(second / 3_600, 2, out);
-    out.push(b':');
-    digits(second / 60 % 60, 2, out);
-    out.push(b':');
-    digits(second % 60, 2, out);
-    out.push(b'.');
-    digits(u64::from(nanos / 1_000_000), 3, out);
-    out.push(b'Z');
+    out.extend_from_slice(DefaultText::of(seconds, nanos).as_str().as_bytes());
 }
 
-fn digits(value: u64, width: u32, out: &mut Vec<u8>) {
-    for place in (0..width).rev() {
-        out.push(b'0' + (value / 10_u64.pow(place) % 10) as u8);
+/// `2026-11-21T10:32:50.313Z` on the stack.
+#[derive(Debug, Clone, Copy)]
+pub struct DefaultText([u8; 24]);
+
+impl DefaultText {
+    /// The text of a time since 1970.
+    pub fn of(seconds: u64, nanos: u32) -> Self {
+        let (year, month, day) = civil(seconds / 86_400);
+        let second = seconds % 86_400;
+        let mut text = *b"0000-00-00T00:00:00.000Z";
+        let [a, b, c, d, _, e, f, _, g, h, _, i, j, _, k, l, _, m, n, _, o, p, q, _] = &mut text;
+        digits([a, b, c, d], year);
+        digits([e, f], month);
+        digits([g, h], day);
+        digits([i, j], second / 3_600);
+        digits([k, l], second / 60 % 60);
+        digits([m, n], second % 60);
+        digits([o, p, q], u64::from(nanos / 1_000_000));
+        Self(text)
+    }
+
+    /// As text.
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
+fn digits<const N: usize>(places: [&mut u8; N], mut value: u64) {
+    for place in places.into_iter().rev() {
+        *place = b'0' + (value % 10) as u8;
+        value /= 10;
     }
 }
 

@@ -220,7 +220,10 @@ fn write_all(shared: &Shared) {
                 open.push(Open { log: Arc::clone(log), file: None, spare: Vec::new() });
             }
         }
-        let wrote = open.iter_mut().fold(false, |wrote, open| open.empty() || wrote);
+        let mut wrote = false;
+        for open in &mut open {
+            wrote |= open.empty();
+        }
         if stop {
             return;
         }
