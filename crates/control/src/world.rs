@@ -184,6 +184,9 @@ impl Model {
 
     /// Brings the compiled mesh up to date. Where two texts declare an object, the last one by file name counts.
     fn recompile(&mut self, touched: &BTreeSet<ObjectKey>) -> (Vec<ObjectKey>, BTreeSet<WorkloadKey>) {
+        if self.revision == 0 {
+            return self.compile_all(touched);
+        }
         let (mut objects, mut changes) = (Vec::new(), Vec::new());
         for key in touched {
             let file = self.owners.get(key).and_then(|files| files.last());
@@ -205,6 +208,19 @@ impl Model {
             workloads.extend(applied.workloads);
         }
         (objects, workloads)
+    }
+
+    /// The first batch, at once.
+    fn compile_all(&mut self, touched: &BTreeSet<ObjectKey>) -> (Vec<ObjectKey>, BTreeSet<WorkloadKey>) {
+        let entry = |key: &ObjectKey| {
+            let file = self.owners.get(key)?.last()?;
+            self.units.get(file)?.entry(key).map(|entry| Entry::clone(entry))
+        };
+        let entries: Vec<Entry> = touched.iter().filter_map(entry).collect();
+        let (incremental, diagnostics) = Incremental::load(&entries);
+        self.incremental = incremental;
+        diagnostics.iter().for_each(log);
+        (touched.iter().cloned().collect(), self.mesh().workload_keys().cloned().collect())
     }
 
     fn remember(&mut self, applied: &Applied) {

@@ -1,0 +1,288 @@
+"""What the interop scripts share: a small mesh on loopback addresses, with programs that are started and always ended."""
+
+import atexit
+import http.client
+import http.server
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+TULLE = os.environ["TULLE"]
+ENVOY = os.environ["ENVOY"]
+WORK = pathlib.Path(os.environ["WORK"])
+
+
+def say(text):
+    print(f"  {text}", flush=True)
+
+
+def check(holds, what):
+    if not holds:
+        print(f"  NOT: {what}", flush=True)
+        sys.exit(1)
+    say(f"ok: {what}")
+
+
+def free_port(address="127.0.0.1"):
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        return probe.getsockname()[1]
+
+
+def until(question, what, seconds=15.0):
+    """Asks until the answer is true, at most so long; gives the seconds it took back."""
+    begin = time.monotonic()
+    while True:
+        try:
+            answer = question()
+        except (OSError, http.client.HTTPException, ValueError):
+            answer = None
+        if answer:
+            return time.monotonic() - begin
+        if time.monotonic() - begin > seconds:
+            print(f"  NOT in {seconds} s: {what}", flush=True)
+            sys.exit(1)
+        time.sleep(0.02)
+
+
+class Program:
+    """A child process with its log in a file; ended with the script."""
+
+    running = []
+
+    def __init__(self, name, *command, env=None):
+        self.name = name
+        self.log = WORK / f"{name}.log"
+        self.file = open(self.log, "ab")
+        self.process = subprocess.Popen(
+            [str(part) for part in command],
+            stdin=subprocess.DEVNULL,
+            stdout=self.file,
+            stderr=self.file,
+            env={**os.environ, **(env or {})},
+        )
+        Program.running.append(self)
+
+    def text(self):
+        return self.log.read_text(errors="replace")
+
+    def stop(self):
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(5)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        self.file.close()
+        if self in Program.running:
+            Program.running.remove(self)
+
+
+def stop_all():
+    failed = sys.exc_info()[0] is not None
+    for program in list(Program.running):
+        program.stop()
+    return failed
+
+
+atexit.register(stop_all)
+
+
+class Backend(http.server.ThreadingHTTPServer):
+    """An unmodified HTTP/1.1 program that says its name and repeats the request's head."""
+
+    daemon_threads = True
+
+    def __init__(self, name):
+        backend = self
+        self.name = name
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self):
+                body = json.dumps({"name": backend.name, "path": self.path, "headers": dict(self.headers)}).encode()
+                self.send_response(200)
+                self.send_header("content-length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_):
+                pass
+
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.port = self.server_address[1]
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+def get(address, path="/", host=None, headers=None, timeout=5):
+    """One request on a connection of its own: status, headers, body."""
+    ip, port = address.rsplit(":", 1)
+    connection = http.client.HTTPConnection(ip, int(port), timeout=timeout)
+    try:
+        connection.request("GET", path, headers={**({"host": host} if host else {}), **(headers or {})})
+        response = connection.getresponse()
+        return response.status, dict(response.getheaders()), response.read().decode(errors="replace")
+    finally:
+        connection.close()
+
+
+class Control:
+    """A control plane with its directories."""
+
+    def __init__(self, store=False):
+        self.config = WORK / "config"
+        self.run = WORK / "control"
+        self.ca = WORK / "ca"
+        self.store = WORK / "mesh.redb" if store else None
+        self.xds = f"127.0.0.1:{free_port()}"
+        self.metrics = f"127.0.0.1:{free_port()}"
+        self.config.mkdir(exist_ok=True)
+        self.program = None
+
+    def start(self):
+        where = ["--store", f"redb:{self.store}"] if self.store else ["--config", self.config]
+        self.program = Program(
+            "control", TULLE, "control", *where, "--run-dir", self.run, "--ca-dir", self.ca,
+            "--xds", self.xds, "--api", "off", "--metrics", self.metrics,
+        )
+        until(lambda: "ready:" in self.program.text(), "the control plane is ready")
+        return self
+
+    def stop(self):
+        self.program.stop()
+        self.program.log.unlink()
+
+    def write(self, name, text):
+        fresh = self.config / f".{name}"
+        fresh.write_text(text)
+        fresh.rename(self.config / name)
+
+    def tulle(self, *args, text=None):
+        """Runs a verb against it: exit code, output, errors."""
+        done = subprocess.run(
+            [TULLE, *args, "--run-dir", str(self.run)], input=text, capture_output=True, text=True, timeout=60
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    def proxies(self):
+        code, out, _ = self.tulle("proxy", "ls", "-o", "json")
+        return json.loads(out) if code == 0 else []
+
+    def synced(self, *workloads):
+        """Whether these workloads' proxies have everything and refused nothing."""
+        have = {p["workload"] for p in self.proxies() if p["acknowledged"] >= max(p["wanted"], 1) and not p["refused"]}
+        return set(workloads) <= have
+
+    def agent(self, workload, account):
+        """Joins a workload: its run directory then has sds.sock and PEM files."""
+        name, namespace = workload.split(".")
+        token = WORK / f"{workload}.token"
+        run = WORK / workload
+        made = subprocess.run(
+            [TULLE, "token", "create", "--workload", name, "-n", namespace, "--service-account", account,
+             "--ca-dir", str(self.ca), "--server", self.xds, "--out", str(token)],
+            capture_output=True, text=True, timeout=30,
+        )
+        check(made.returncode == 0, f"a token for {workload} {made.stderr}")
+        program = Program(f"agent-{workload}", TULLE, "agent", "--token", token, "--run-dir", run)
+        until(lambda: (run / "cert-chain.pem").exists() and (run / "sds.sock").exists(), f"{workload} has its certificate")
+        return program
+
+
+def workload_yaml(name, app, address, ports="[]", outbound="[]", version="v1", account=None):
+    return f"""
+apiVersion: tulle.dev/v1alpha1
+kind: Workload
+metadata: {{name: {name}, namespace: shop, labels: {{app: {app}, version: {version}}}}}
+spec:
+  serviceAccount: {account or app}
+  addresses: [{address}]
+  meshed: true
+  ports: {ports}
+  interception: {{explicit: {{outbound: {outbound}}}}}
+---
+"""
+
+
+def service_yaml(name, port, protocol="http"):
+    return f"""
+apiVersion: v1
+kind: Service
+metadata: {{name: {name}, namespace: shop}}
+spec:
+  selector: {{app: {name}}}
+  ports: [{{name: {protocol}, port: {port}, targetPort: {port}}}]
+---
+"""
+
+
+def envoy_bootstrap(control, workload, address, transport, delta, admin):
+    """What somebody writes who joins an Envoy of their own: xDS and SDS, and nothing about listeners or clusters."""
+    name, namespace = workload.split(".")
+
+    def grpc(cluster):
+        return {"grpc_services": [{"envoy_grpc": {"cluster_name": cluster}}], "transport_api_version": "V3"}
+
+    def secret(of):
+        return {"name": of, "sds_config": {"resource_api_version": "V3",
+                "api_config_source": {"api_type": "GRPC", **grpc("sds-grpc")}}}
+
+    def cluster(name, at, tls=None):
+        http2 = {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+            "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+            "explicit_http_config": {"http2_protocol_options": {}}}}
+        endpoint = {"lb_endpoints": [{"endpoint": {"address": at}}]}
+        made = {"name": name, "type": "STATIC", "connect_timeout": "1s", "typed_extension_protocol_options": http2,
+                "load_assignment": {"cluster_name": name, "endpoints": [endpoint]}}
+        return {**made, "transport_socket": tls} if tls else made
+
+    if transport == "unix":
+        xds = cluster("xds-grpc", {"pipe": {"path": str(control.run / "xds.sock")}})
+    else:
+        ip, port = control.xds.rsplit(":", 1)
+        san = "spiffe://cluster.local/ns/tulle-system/sa/tulle-control"
+        tls = {"name": "envoy.transport_sockets.tls", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+            "sni": "localhost",
+            "common_tls_context": {
+                "alpn_protocols": ["h2"],
+                "tls_certificate_sds_secret_configs": [secret("default")],
+                "combined_validation_context": {
+                    "default_validation_context": {"match_typed_subject_alt_names": [
+                        {"san_type": "URI", "matcher": {"exact": san}}]},
+                    "validation_context_sds_secret_config": secret("ROOTCA")}}}}
+        xds = cluster("xds-grpc", {"socket_address": {"address": ip, "port_value": int(port)}}, tls)
+    sds = cluster("sds-grpc", {"pipe": {"path": str(WORK / workload / "sds.sock")}})
+    ads = {"api_type": "DELTA_GRPC" if delta else "GRPC", "set_node_on_first_message_only": True, **grpc("xds-grpc")}
+    over_ads = {"ads": {}, "resource_api_version": "V3"}
+    ip, port = admin.rsplit(":", 1)
+    return {
+        "node": {"id": f"sidecar~{address}~{workload}~{namespace}.svc.cluster.local", "cluster": name,
+                 "metadata": {"NAME": name, "NAMESPACE": namespace, "TULLE_ADMIN": admin}},
+        "admin": {"address": {"socket_address": {"address": ip, "port_value": int(port)}}},
+        "static_resources": {"clusters": [xds, sds]},
+        "dynamic_resources": {"ads_config": ads, "lds_config": over_ads, "cds_config": over_ads},
+    }
+
+
+class Envoy(Program):
+    """A real Envoy as somebody's sidecar."""
+
+    def __init__(self, control, workload, address, transport, delta):
+        self.admin = f"127.0.0.1:{free_port()}"
+        file = WORK / f"envoy-{workload}.json"
+        file.write_text(json.dumps(envoy_bootstrap(control, workload, address, transport, delta, self.admin)))
+        super().__init__(f"envoy-{workload}", ENVOY, "-c", file, "--use-dynamic-base-id", "--concurrency", "1",
+                         "-l", "warning")
+        until(lambda: get(self.admin, "/ready")[0] == 200, f"Envoy of {workload} is live", 30)
+
+    def stats(self, prefix):
+        text = get(self.admin, f"/stats?filter={prefix}")[2]
+        return {line.rsplit(": ", 1)[0]: line.rsplit(": ", 1)[1] for line in text.splitlines() if ": " in line}
