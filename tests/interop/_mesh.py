@@ -187,8 +187,8 @@ class Control:
         run = WORK / workload
         made = subprocess.run(
             [TULLE, "token", "create", "--workload", name, "-n", namespace, "--service-account", account,
-             "--ca-dir", str(self.ca), "--server", self.xds, "--out", str(token)],
-            capture_output=True, text=True, timeout=30,
+             "--ca-dir", str(self.ca), "--server", self.xds],
+            capture_output=True, text=True, timeout=30, cwd=WORK,
         )
         check(made.returncode == 0, f"a token for {workload} {made.stderr}")
         program = Program(f"agent-{workload}", TULLE, "agent", "--token", token, "--run-dir", run)

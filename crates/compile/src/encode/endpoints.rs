@@ -43,7 +43,8 @@ fn grouped(cluster: &str, by_locality: BTreeMap<&Locality, Vec<LbEndpoint>>) -> 
         let weight = |endpoint: &LbEndpoint| endpoint.load_balancing_weight.map_or(1, |weight| weight.value);
         let sum = lb_endpoints.iter().map(weight).fold(0, u32::saturating_add);
         LocalityLbEndpoints {
-            locality: (*locality != Locality::default()).then(|| core_locality(locality)),
+            // gRPC refuses endpoints whose locality is not said, even if it is empty.
+            locality: Some(core_locality(locality)),
             lb_endpoints,
             load_balancing_weight: wire::uint32(sum.max(1)),
             ..LocalityLbEndpoints::default()
