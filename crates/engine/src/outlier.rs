@@ -1,7 +1,7 @@
 //! Outlier detection: endpoints that fail are left out for a while.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::cluster::Cluster;
@@ -94,12 +94,17 @@ pub enum EventKind {
         /// False: the detector fired, but its enforcing share let it pass.
         enforced: bool,
     },
+    /// A detector fired, but too many are out already.
+    Overflow {
+        /// Which detector.
+        cause: Cause,
+    },
     /// It is back.
     Returned,
 }
 
 /// Detectors.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Cause {
     /// 5xx in a row.
     Consecutive5xx,
@@ -121,6 +126,30 @@ pub enum Cause {
 #[derive(Debug, Default)]
 pub struct OutlierState {
     ejected: AtomicBool,
+    in_a_row_5xx: AtomicU32,
+    in_a_row_gateway: AtomicU32,
+    in_a_row_local: AtomicU32,
+    answers: Tally,
+    local: Tally,
+    ejection: Mutex<Ejection>,
+}
+
+/// Attempts and successes since the last sweep.
+#[derive(Debug, Default)]
+struct Tally {
+    all: AtomicU32,
+    good: AtomicU32,
+}
+
+/// The endpoint's record of ejections.
+#[derive(Debug, Default)]
+struct Ejection {
+    /// Ejections so far.
+    times: u32,
+    /// Multiplies the base time; grows with ejections, shrinks with healthy sweeps.
+    backoff: u32,
+    since: Moment,
+    jitter: Duration,
 }
 
 impl OutlierState {
@@ -129,14 +158,79 @@ impl OutlierState {
     pub fn is_ejected(&self) -> bool {
         self.ejected.load(Ordering::Relaxed)
     }
+
+    /// How often it was out so far.
+    #[must_use]
+    pub fn ejections(&self) -> u32 {
+        locked(&self.ejection).times
+    }
+
+    fn forget_rows(&self) {
+        for row in [&self.in_a_row_5xx, &self.in_a_row_gateway, &self.in_a_row_local] {
+            row.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// An HTTP status, or what stands for one. Gives the detectors that fired.
+    fn note_status(&self, config: &OutlierConfig, status: u16) -> [Option<Cause>; 2] {
+        self.answers.note(status < 500);
+        if status < 500 {
+            self.in_a_row_5xx.store(0, Ordering::Relaxed);
+            self.in_a_row_gateway.store(0, Ordering::Relaxed);
+            return [None, None];
+        }
+        let gateway = if (502..=504).contains(&status) {
+            fires(&self.in_a_row_gateway, config.consecutive_gateway_failure).then_some(Cause::ConsecutiveGateway)
+        } else {
+            self.in_a_row_gateway.store(0, Ordering::Relaxed);
+            None
+        };
+        let server = fires(&self.in_a_row_5xx, config.consecutive_5xx).then_some(Cause::Consecutive5xx);
+        [gateway, server]
+    }
+
+    /// A success or failure of our own part: connecting, or the answer's arrival.
+    fn note_local(&self, config: &OutlierConfig, good: bool) -> [Option<Cause>; 2] {
+        self.local.note(good);
+        if good {
+            self.in_a_row_local.store(0, Ordering::Relaxed);
+            return [None, None];
+        }
+        let fired = fires(&self.in_a_row_local, config.consecutive_local_origin_failure);
+        [fired.then_some(Cause::ConsecutiveLocalOrigin), None]
+    }
+}
+
+impl Tally {
+    fn note(&self, good: bool) {
+        self.all.fetch_add(1, Ordering::Relaxed);
+        if good {
+            self.good.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The number of attempts and the success rate in per cent; begins anew.
+    fn take(&self) -> (u32, f64) {
+        let all = self.all.swap(0, Ordering::Relaxed);
+        let good = self.good.swap(0, Ordering::Relaxed).min(all);
+        (all, if all == 0 { 100.0 } else { f64::from(good) * 100.0 / f64::from(all) })
+    }
+}
+
+/// Counts one more in a row; true when the limit is reached just now.
+fn fires(row: &AtomicU32, limit: u32) -> bool {
+    row.fetch_add(1, Ordering::Relaxed).saturating_add(1) == limit
 }
 
 /// Watches the endpoints of one cluster.
 #[derive(Debug, Default)]
-pub struct Monitor {}
+pub struct Monitor {
+    /// One decision at a time, so that the share of ejected endpoints is kept.
+    decisions: Mutex<()>,
+}
 
 impl Monitor {
-    /// Notes how an attempt ended. An ejection takes effect at once; the events are for logs and metrics.
+    /// Notes how an attempt ended. An ejection takes effect at once; the event is for logs and metrics.
     pub fn record(
         &self,
         cluster: &Cluster,
@@ -145,14 +239,185 @@ impl Monitor {
         now: Moment,
         dice: &mut Dice,
     ) -> Option<Event> {
-        let _ = (cluster, endpoint, report, now, dice);
-        None
+        let config = cluster.config.outlier.as_deref()?;
+        let state = &endpoint.state.outlier;
+        let fired = match (report, config.split_local_origin) {
+            (Report::Status(status), false) => state.note_status(config, status),
+            (Report::Status(status), true) => {
+                state.note_local(config, true);
+                state.note_status(config, status)
+            }
+            (report, true) => state.note_local(config, report == Report::Connected),
+            (Report::Connected, false) => state.note_status(config, 200),
+            (Report::Timeout, false) => state.note_status(config, 504),
+            (Report::ConnectFailure | Report::Reset, false) => state.note_status(config, 503),
+        };
+        let mut event = None;
+        for cause in fired.into_iter().flatten() {
+            let new = self.eject(cluster, config, endpoint, cause, now, dice);
+            match cause {
+                Cause::ConsecutiveGateway => state.in_a_row_gateway.store(0, Ordering::Relaxed),
+                Cause::ConsecutiveLocalOrigin => state.in_a_row_local.store(0, Ordering::Relaxed),
+                _ => state.in_a_row_5xx.store(0, Ordering::Relaxed),
+            }
+            event = event.or(new);
+        }
+        if event.is_some() {
+            cluster.balancer.refresh(now);
+        }
+        event
     }
 
     /// The periodic part: returns endpoints whose time is over and looks at rates. Call it every
     /// [`OutlierConfig::interval`].
     pub fn sweep(&self, cluster: &Cluster, now: Moment, dice: &mut Dice) -> Vec<Event> {
-        let _ = (cluster, now, dice);
-        Vec::new()
+        let Some(config) = cluster.config.outlier.as_deref() else { return Vec::new() };
+        let mut events: Vec<Event> =
+            cluster.endpoints.iter().filter_map(|endpoint| release(config, endpoint, now)).collect();
+        let causes = [(Cause::SuccessRate, Cause::FailurePercentage), LOCAL_CAUSES];
+        for (tally, (by_rate, by_share)) in [answers as fn(&OutlierState) -> &Tally, local].into_iter().zip(causes) {
+            let rates = Rates::take(cluster, tally);
+            for endpoint in rates.too_low(config) {
+                events.extend(self.eject(cluster, config, endpoint, by_rate, now, dice));
+            }
+            for endpoint in rates.failing(config) {
+                events.extend(self.eject(cluster, config, endpoint, by_share, now, dice));
+            }
+        }
+        if !events.is_empty() {
+            cluster.balancer.refresh(now);
+        }
+        events
+    }
+
+    /// Puts an endpoint out, if it is in and the share of ejected endpoints allows it.
+    fn eject(
+        &self,
+        cluster: &Cluster,
+        config: &OutlierConfig,
+        endpoint: &Arc<Endpoint>,
+        cause: Cause,
+        now: Moment,
+        dice: &mut Dice,
+    ) -> Option<Event> {
+        let _one = locked(&self.decisions);
+        let state = &endpoint.state.outlier;
+        if state.is_ejected() {
+            return None;
+        }
+        let event = |kind| Some(Event { endpoint: endpoint.clone(), kind });
+        let out = cluster.endpoints.iter().filter(|endpoint| endpoint.state.outlier.is_ejected()).count();
+        let share = 100.0 * out as f64 / cluster.endpoints.len().max(1) as f64;
+        let allowed = share < f64::from(config.max_ejection_percent) || (config.always_eject_one && out == 0);
+        if !allowed {
+            return event(EventKind::Overflow { cause });
+        }
+        if dice.below(100) >= u64::from(config.enforcing(cause)) {
+            return event(EventKind::Ejected { cause, enforced: false });
+        }
+        let mut ejection = locked(&state.ejection);
+        ejection.times += 1;
+        ejection.since = now;
+        let jitter = u64::try_from(config.max_ejection_jitter.as_millis()).unwrap_or(u64::MAX);
+        ejection.jitter = Duration::from_millis(dice.below(jitter));
+        if config.base_ejection_time * ejection.backoff < config.max_ejection_time + config.base_ejection_time {
+            ejection.backoff += 1;
+        }
+        state.ejected.store(true, Ordering::Relaxed);
+        event(EventKind::Ejected { cause, enforced: true })
     }
 }
+
+const LOCAL_CAUSES: (Cause, Cause) = (Cause::SuccessRateLocalOrigin, Cause::FailurePercentageLocalOrigin);
+
+fn answers(state: &OutlierState) -> &Tally {
+    &state.answers
+}
+
+fn local(state: &OutlierState) -> &Tally {
+    &state.local
+}
+
+/// Takes an endpoint in again when its time is over; a healthy one gets back some of its good name.
+fn release(config: &OutlierConfig, endpoint: &Arc<Endpoint>, now: Moment) -> Option<Event> {
+    let state = &endpoint.state.outlier;
+    let mut ejection = locked(&state.ejection);
+    if !state.is_ejected() {
+        ejection.backoff = ejection.backoff.saturating_sub(1);
+        return None;
+    }
+    let time = (config.base_ejection_time * ejection.backoff).min(config.max_ejection_time) + ejection.jitter;
+    if now - ejection.since < time {
+        return None;
+    }
+    state.forget_rows();
+    state.ejected.store(false, Ordering::Relaxed);
+    Some(Event { endpoint: endpoint.clone(), kind: EventKind::Returned })
+}
+
+/// Success rates of the endpoints that are in, since the last sweep.
+struct Rates<'c> {
+    seen: Vec<(&'c Arc<Endpoint>, u32, f64)>,
+    hosts: usize,
+}
+
+impl<'c> Rates<'c> {
+    fn take(cluster: &'c Cluster, tally: fn(&OutlierState) -> &Tally) -> Self {
+        let all = cluster.endpoints.iter().map(|endpoint| {
+            let (count, rate) = tally(&endpoint.state.outlier).take();
+            (endpoint, count, rate)
+        });
+        let seen = all.filter(|(endpoint, count, _)| *count > 0 && !endpoint.state.outlier.is_ejected()).collect();
+        Self { seen, hosts: cluster.endpoints.len() }
+    }
+
+    /// Endpoints too far below the mean.
+    fn too_low(&self, config: &OutlierConfig) -> Vec<&'c Arc<Endpoint>> {
+        let enough: Vec<_> =
+            self.seen.iter().filter(|(_, count, _)| *count >= config.success_rate_request_volume).collect();
+        let wanted = config.success_rate_minimum_hosts as usize;
+        if enough.is_empty() || enough.len() < wanted || self.hosts < wanted {
+            return Vec::new();
+        }
+        let number = enough.len() as f64;
+        let mean = enough.iter().map(|(_, _, rate)| rate).sum::<f64>() / number;
+        let variance = enough.iter().map(|(_, _, rate)| (rate - mean).powi(2)).sum::<f64>() / number;
+        let threshold = mean - variance.sqrt() * f64::from(config.success_rate_stdev_factor) / 1000.0;
+        enough.into_iter().filter(|(_, _, rate)| *rate < threshold).map(|(endpoint, _, _)| *endpoint).collect()
+    }
+
+    /// Endpoints whose share of failures is too high.
+    fn failing(&self, config: &OutlierConfig) -> Vec<&'c Arc<Endpoint>> {
+        let enough: Vec<_> =
+            self.seen.iter().filter(|(_, count, _)| *count >= config.failure_percentage_request_volume).collect();
+        let wanted = config.failure_percentage_minimum_hosts as usize;
+        if enough.is_empty() || enough.len() < wanted || self.hosts < wanted {
+            return Vec::new();
+        }
+        let threshold = f64::from(config.failure_percentage_threshold);
+        enough.into_iter().filter(|(_, _, rate)| 100.0 - rate >= threshold).map(|(endpoint, _, _)| *endpoint).collect()
+    }
+}
+
+impl OutlierConfig {
+    /// How often (per cent) a detector's finding leads to ejection.
+    const fn enforcing(&self, cause: Cause) -> u32 {
+        match cause {
+            Cause::Consecutive5xx => self.enforcing_consecutive_5xx,
+            Cause::ConsecutiveGateway => self.enforcing_consecutive_gateway_failure,
+            Cause::ConsecutiveLocalOrigin => self.enforcing_consecutive_local_origin_failure,
+            Cause::SuccessRate => self.enforcing_success_rate,
+            Cause::SuccessRateLocalOrigin => self.enforcing_local_origin_success_rate,
+            Cause::FailurePercentage => self.enforcing_failure_percentage,
+            Cause::FailurePercentageLocalOrigin => self.enforcing_failure_percentage_local_origin,
+        }
+    }
+}
+
+/// A lock that goes on after another holder's panic: the data are plain numbers.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

@@ -37,7 +37,7 @@ impl<'a> Subject<'a> {
         self.request.and_then(|facts| facts.metadata)
     }
 
-    fn remote(&self) -> IpAddr {
+    pub(super) fn remote(&self) -> IpAddr {
         self.request.map_or_else(|| self.connection.remote.ip(), |facts| facts.remote)
     }
 }
@@ -159,20 +159,15 @@ fn path(matcher: &StringMatcher, subject: &Subject<'_>) -> bool {
     subject.request.is_some_and(|facts| matcher.matches(facts.path_only()))
 }
 
-/// As Envoy: without a matcher any TLS connection with a peer certificate; else the URI names, or failing any the DNS
-/// names, or failing those the subject.
+/// As Envoy: without a matcher any TLS connection that the listener accepted; else one of the URI names, one of the DNS
+/// names, or the subject.
 fn authenticated(name: Option<&StringMatcher>, connection: &ConnectionFacts) -> bool {
-    let Some(peer) = connection.peer.as_deref().filter(|_| connection.tls) else {
+    if !connection.tls {
         return false;
-    };
+    }
     let Some(matcher) = name else { return true };
-    if !peer.uri_sans.is_empty() {
-        return peer.uri_sans.iter().any(|san| matcher.matches(san));
-    }
-    if !peer.dns_sans.is_empty() {
-        return peer.dns_sans.iter().any(|san| matcher.matches(san));
-    }
-    matcher.matches(&peer.subject)
+    let Some(peer) = connection.peer.as_deref() else { return matcher.matches("") };
+    peer.uri_sans.iter().chain(&peer.dns_sans).any(|san| matcher.matches(san)) || matcher.matches(&peer.subject)
 }
 
 fn contains(range: &IpNet, address: IpAddr) -> bool {

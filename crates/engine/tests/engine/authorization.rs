@@ -1,0 +1,164 @@
+//! Who may do what.
+
+use engine::rbac::{Action, Subject};
+use engine::{Dice, NetworkFilter};
+
+use crate::world::{Ask, World, connection, update};
+
+const ALL: &str = "- {name: all, domains: ['*'], routes: [{match: {prefix: /}, route: {cluster: a}}]}";
+const RBAC: &str = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC";
+
+fn world(rules: &str) -> World {
+    World::new(ALL, &format!("- name: rbac\n  typed_config:\n    '@type': {RBAC}\n{rules}"))
+}
+
+const ALLOW: &str = r#"
+    rules:
+      action: ALLOW
+      policies:
+        "ns[shop]-policy[readers]-rule[0]":
+          permissions:
+            - and_rules:
+                rules:
+                  - or_rules: {rules: [{url_path: {path: {exact: /a}}}, {url_path: {path: {prefix: /pub/}}}]}
+                  - {header: {name: ":method", string_match: {exact: GET}}}
+          principals:
+            - and_ids:
+                ids:
+                  - {authenticated: {principal_name: {exact: "spiffe://td/ns/shop/sa/cart"}}}
+                  - {not_id: {remote_ip: {address_prefix: 192.0.2.9, prefix_len: 32}}}
+        "ns[shop]-policy[ports]-rule[0]":
+          permissions: [{destination_port: 9090}]
+          principals: [{any: true}]
+"#;
+
+fn line(world: &World, ask: &Ask) -> String {
+    world.decide(ask, &mut Dice::new(1)).1
+}
+
+#[test]
+fn allow_names_who_and_what() {
+    let world = world(ALLOW);
+    let cart = "spiffe://td/ns/shop/sa/cart";
+    let denied = "403 rbac_access_denied_matched_policy[none]";
+    assert_eq!(line(&world, &Ask::new("GET x/a?q=1").by(cart)), "a");
+    assert_eq!(line(&world, &Ask::new("GET x/pub/x").by(cart)), "a");
+    assert_eq!(line(&world, &Ask::new("POST x/a").by(cart)), denied);
+    assert_eq!(line(&world, &Ask::new("GET x/ab").by(cart)), denied);
+    assert_eq!(line(&world, &Ask::new("GET x/a").by("spiffe://td/ns/shop/sa/cart2")), denied);
+    assert_eq!(line(&world, &Ask::new("GET x/a")), denied);
+    assert_eq!(line(&world, &Ask::new("GET x/a").by(cart).from("192.0.2.9:1")), denied);
+    assert_eq!(line(&world, &Ask::new("DELETE x/z").to("10.0.0.1:9090")), "a");
+}
+
+#[test]
+fn deny_names_the_policy() {
+    let world = world(
+        r#"
+    rules:
+      action: DENY
+      policies:
+        "ns[shop] policy": {permissions: [{header: {name: x-bad, present_match: true}}], principals: [{any: true}]}
+    shadow_rules:
+      action: ALLOW
+      policies: {}
+    shadow_rules_stat_prefix: dry_
+"#,
+    );
+    let (decision, line) = world.decide(&Ask::new("GET x/ x-bad=1"), &mut Dice::new(1));
+    assert_eq!(line, "403 rbac_access_denied_matched_policy[ns[shop]_policy]");
+    assert_eq!(decision.rbac[0].enforced.as_ref().unwrap().policy.as_deref(), Some("ns[shop] policy"));
+    let (decision, line) = world.decide(&Ask::new("GET x/"), &mut Dice::new(1));
+    assert_eq!(line, "a");
+    let shadow = decision.rbac[0].shadow.as_ref().expect("shadow");
+    assert!(!shadow.allowed, "an ALLOW set without policies refuses everything");
+    assert_eq!(decision.rbac[0].shadow_stat_prefix.as_deref(), Some("dry_"));
+}
+
+#[test]
+fn explain_says_what_failed_first() {
+    let world = world(ALLOW);
+    let manager = world.manager();
+    let engine::http_manager::HttpFilterKind::Rbac(rbac) = &manager.filters[0].kind else { panic!("rbac") };
+    let rules = rbac.rules.as_ref().expect("rules");
+    let ask = Ask::new("POST x/a").by("spiffe://td/ns/shop/sa/pay");
+    let facts = ask.facts();
+    let trace = rules.explain(&Subject::request(&facts));
+    assert_eq!(trace.action, Action::Allow);
+    assert_eq!(trace.verdict, rules.judge(&Subject::request(&facts)));
+    assert_eq!(&*trace.policies[1].name, "ns[shop]-policy[readers]-rule[0]");
+    assert_eq!(
+        trace.policies[1].permissions[0].failed.as_deref(),
+        Some(r#"header :method exact "GET", but it is "POST""#)
+    );
+    assert_eq!(
+        trace.policies[1].principals[0].failed.as_deref(),
+        Some(r#"client exact "spiffe://td/ns/shop/sa/cart", but the client is spiffe://td/ns/shop/sa/pay"#)
+    );
+    assert_eq!(trace.policies[0].permissions[0].failed.as_deref(), Some("destination port 9090, but it is 80"));
+    assert_eq!(trace.policies[0].principals[0].failed, None);
+}
+
+#[test]
+fn connections_are_judged_without_a_request() {
+    let text = r#"
+name: in
+address: {socket_address: {address: 127.0.0.1, port_value: 0}}
+filter_chains:
+  - filters:
+      - name: rbac
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC
+          stat_prefix: tcp.
+          rules:
+            action: DENY
+            policies:
+              headers: {permissions: [{header: {name: x-a, present_match: true}}], principals: [{any: true}]}
+              source: {permissions: [{any: true}], principals: [{direct_remote_ip: {address_prefix: 192.0.2.0, prefix_len: 28}}]}
+      - name: tcp
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy
+          stat_prefix: tcp
+          cluster: a
+"#;
+    let mut store = engine::Store::new();
+    let update = update::<proto::envoy::config::listener::v3::Listener>(proto::type_url::LISTENER, "in", text);
+    store.apply(&[update]).remove(0).expect("listener");
+    let plan = store.plan();
+    let chain = plan.listener("in").expect("listener").chains.pick(&connection()).expect("chain").clone();
+    let NetworkFilter::Rbac(rbac) = &chain.filters[0] else { panic!("rbac first") };
+    let denied = rbac.judge(&connection());
+    assert_eq!(denied.details.as_deref(), Some("rbac_access_denied_matched_policy[source]"));
+    let mut other = connection();
+    other.direct_remote = "192.0.3.1:1".parse().expect("address");
+    assert!(rbac.judge(&other).allowed);
+    assert!(chain.tcp().is_some());
+}
+
+#[test]
+fn routes_override_rules() {
+    let per_route = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBACPerRoute";
+    let filter = "type.googleapis.com/envoy.config.route.v3.FilterConfig";
+    let hosts = format!(
+        "
+- name: v
+  domains: ['*']
+  routes:
+    - match: {{prefix: /free}}
+      route: {{cluster: a}}
+      typed_per_filter_config: {{rbac: {{'@type': {per_route}}}}}
+    - match: {{prefix: /off}}
+      route: {{cluster: a}}
+      typed_per_filter_config: {{rbac: {{'@type': {filter}, disabled: true}}}}
+    - {{match: {{prefix: /}}, route: {{cluster: a}}}}
+"
+    );
+    let nobody = format!("- name: rbac\n  typed_config: {{'@type': {RBAC}, rules: {{action: ALLOW}}}}");
+    World::new(&hosts, &nobody).check(
+        "
+        GET x/free -> a
+        GET x/off -> a
+        GET x/ -> 403 rbac_access_denied_matched_policy[none]
+        ",
+    );
+}
