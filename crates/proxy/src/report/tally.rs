@@ -273,6 +273,8 @@ impl Tally {
                 .inc();
                 self.tower.ejected(&cluster.config.name, *cause);
             }
+            // The shell logs it; no endpoint changed sides.
+            EventKind::Overflow { .. } => {}
             EventKind::Returned => cells.outlier_ejections_active.dec(),
         }
     }
