@@ -10,10 +10,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
 use rustix::process::{Signal, getgid, getuid, set_parent_process_death_signal};
-use rustix::thread::{
-    CapabilitiesSecureBits, CapabilitySet, LinkNameSpaceType, UnshareFlags, capabilities,
-    configure_capability_in_ambient_set, move_into_link_name_space, set_capabilities, set_capabilities_secure_bits,
-};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
 /// What is to be entered. Nothing by default.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -28,7 +25,7 @@ pub struct Enter {
     pub network: Option<PathBuf>,
     /// A file to be seen as `/etc/resolv.conf`.
     pub resolv_conf: Option<PathBuf>,
-    /// The user to become afterwards, keeping only the right to mark its sockets.
+    /// The user that the program runs as.
     pub user: Option<u32>,
 }
 
@@ -75,7 +72,8 @@ impl Enter {
         args
     }
 
-    /// Enters everything. The process must have one thread only.
+    /// Enters everything but the user, whom one becomes when starting the program. The process must have one thread
+    /// only.
     pub fn enter(&self) -> Result<(), EnterError> {
         // Whoever started us is our keeper: nothing stays behind when it dies, however it dies.
         set_parent_process_death_signal(Some(Signal::KILL)).step("cannot tie this process to its parent")?;
@@ -96,10 +94,7 @@ impl Enter {
         if let Some(path) = &self.resolv_conf {
             mount_bind(path, "/etc/resolv.conf").step("cannot put a resolv.conf in place")?;
         }
-        match self.user {
-            Some(_) => keep_right_to_mark(),
-            None => Ok(()),
-        }
+        Ok(())
     }
 }
 
@@ -117,16 +112,6 @@ pub(crate) fn join(path: &Path) -> Result<(), EnterError> {
     let file = std::fs::File::open(path).step(format!("cannot open {}", path.display()))?;
     move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
         .step(format!("cannot enter the network namespace {}", path.display()))
-}
-
-/// CAP_NET_ADMIN survives the coming change of user, so that the proxy's sockets can carry its mark.
-fn keep_right_to_mark() -> Result<(), EnterError> {
-    let step = "cannot keep the right to mark sockets";
-    set_capabilities_secure_bits(CapabilitiesSecureBits::NO_SETUID_FIXUP).step(step)?;
-    let mut sets = capabilities(None).step(step)?;
-    sets.inheritable |= CapabilitySet::NET_ADMIN;
-    set_capabilities(None, sets).step(step)?;
-    configure_capability_in_ambient_set(CapabilitySet::NET_ADMIN, true).step(step)
 }
 
 #[allow(unsafe_code, reason = "rustix marks it unsafe for the sake of CLONE_FILES, which is never asked for here")]

@@ -13,8 +13,6 @@ pub use netlink::apply;
 
 /// Mark on the sockets of the proxy (Istio's 1337).
 pub const PROXY_MARK: u32 = 1337;
-/// User of the proxy where it has one of its own (Istio's 1337).
-pub const PROXY_USER: u32 = 1337;
 /// Ports of the proxy itself, which are not redirected: metrics, health, scrape.
 pub const PROXY_PORTS: [u16; 3] = [15020, 15021, 15090];
 
@@ -151,7 +149,7 @@ mod tests {
     #[test]
     fn the_proxys_own_traffic_passes_before_anything_is_redirected() {
         let text =
-            Redirect { proxy_user: Some(PROXY_USER), ..Redirect::standard(Ipv4Addr::new(10, 88, 0, 5)) }.to_string();
+            Redirect { proxy_user: Some(1337), ..Redirect::standard(Ipv4Addr::new(10, 88, 0, 5)) }.to_string();
         assert_eq!(
             text,
             "table ip tulle {\n  chain output {\n    type nat hook output priority dstnat;\n    meta mark 1337 return\n    \

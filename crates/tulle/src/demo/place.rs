@@ -1,7 +1,7 @@
 //! Where a demo keeps its files.
 
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// What every demo's folder is called, before its process id.
@@ -66,13 +66,19 @@ impl Place {
         self.of(part).join("admin.sock")
     }
 
-    /// Makes the folders, all private.
+    /// The file that makes a program sick while it exists. Programs may run as another user, so they may go there.
+    pub(crate) fn sick(&self, part: &str) -> PathBuf {
+        self.dir.join("sick").join(part)
+    }
+
+    /// Makes the folders, all private but one.
     pub(crate) fn furnish<'a>(&self, parts: impl Iterator<Item = &'a str>) -> io::Result<()> {
         let fixed = [self.config(), self.ca(), self.control(), self.namespaces()];
         for dir in fixed.into_iter().chain(parts.map(|part| self.of(part))) {
             std::fs::DirBuilder::new().mode(0o700).recursive(true).create(dir)?;
         }
-        Ok(())
+        std::fs::DirBuilder::new().mode(0o711).create(self.dir.join("sick"))?;
+        std::fs::set_permissions(&self.dir, std::fs::Permissions::from_mode(0o711))
     }
 
     /// Removes everything.

@@ -17,7 +17,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// A program to start.
 #[derive(Debug, Default)]
 pub(crate) struct Program {
-    /// Arguments of this very program.
+    /// The program; `None` = this very one.
+    pub(crate) file: Option<PathBuf>,
+    /// Its arguments.
     pub(crate) args: Vec<OsString>,
     pub(crate) env: Vec<(String, String)>,
     /// Namespaces and user to start in.
@@ -43,7 +45,7 @@ impl Program {
             .arg("enter")
             .args(self.enter.to_args())
             .arg("--")
-            .arg(myself)
+            .arg(self.file.as_deref().unwrap_or(myself))
             .args(&self.args)
             .envs(self.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())

@@ -30,6 +30,9 @@ use crate::declared::Declared;
 
 /// How long anything may take to come up.
 const START: Duration = Duration::from_secs(20);
+/// Who runs the proxies, and who the programs, when root makes the namespaces.
+const ROOT: u32 = 0;
+const NOBODY: u32 = 65534;
 /// How often something that must come up is looked at.
 const LOOK: Duration = Duration::from_millis(10);
 
@@ -43,6 +46,8 @@ pub(crate) struct Wish {
     pub(crate) rate: f64,
     /// The intruder's requests per second.
     pub(crate) intruder_rate: f64,
+    /// Envoy programs that stand in for our proxy beside some parts.
+    pub(crate) envoys: Vec<(String, PathBuf)>,
     /// The shop's door, opened outside of all namespaces.
     pub(crate) door: Option<i32>,
 }
@@ -83,6 +88,12 @@ impl World {
                 world.write_bootstrap(part)?;
                 world.start_proxy(part)?;
             }
+            if !is_traffic_maker(part) {
+                world.start_app(number, part)?;
+            }
+        }
+        world.proxies_ready().await?;
+        for (number, part) in Part::numbered().filter(|(_, part)| is_traffic_maker(part)) {
             world.start_app(number, part)?;
         }
         let pids = serde_json::to_string_pretty(&world.pids())?;
@@ -99,7 +110,8 @@ impl World {
         let members = Part::numbered().map(|(number, part)| {
             let address = Part::address(number, self.wish.net);
             let redirect = part.meshed.then(|| Redirect {
-                proxy_user: (self.wish.net == Net::Netns).then_some(node::redirect::PROXY_USER),
+                // As in a pod, the proxy is known by its user; the programs run as another one.
+                proxy_user: (self.wish.net == Net::Netns).then_some(ROOT),
                 ..Redirect::standard(address)
             });
             Member { name: part.name.to_owned(), address, redirect }
@@ -157,13 +169,11 @@ impl World {
     }
 
     fn start_agent(&self, part: &'static Part, token: Option<PathBuf>) -> anyhow::Result<()> {
-        let sds_uids = if self.wish.net == Net::Netns { vec![node::redirect::PROXY_USER] } else { vec![] };
         let settings = AgentSettings {
             run_dir: self.place.of(part.name),
             token,
             ttl: Some(self.wish.cert_ttl),
             serve_sds: true,
-            sds_uids,
             ..AgentSettings::default()
         };
         self.agents.borrow_mut().push((part.name, Agent::start(settings)?));
@@ -225,13 +235,41 @@ impl World {
     pub(crate) fn start_proxy(&self, part: &Part) -> anyhow::Result<()> {
         let home = self.place.of(part.name);
         let text = |name: &str| home.join(name).display().to_string();
-        let args = ["proxy", "-c", &text("proxy.yaml"), "--concurrency", "1", "--state-dir", &text("state")];
-        let mut program = Program::new(args, home.join("proxy.log"));
+        let envoy = self.wish.envoys.iter().find(|(name, _)| name == part.name).map(|(_, file)| file.clone());
+        let config = text("proxy.yaml");
+        let mut program = match &envoy {
+            Some(_) => Program::new(["-c", &config, "--concurrency", "1", "--disable-hot-restart"], home.join("proxy.log")),
+            None => {
+                let args = ["proxy", "-c", &config, "--concurrency", "1", "--state-dir", &text("state")];
+                Program::new(args, home.join("proxy.log"))
+            }
+        };
+        program.file = envoy;
         program.enter = self.enter(part);
-        if self.wish.net == Net::Netns {
-            program.enter.user = Some(node::redirect::PROXY_USER);
-        }
         self.spawn(&format!("proxy {}", part.name), &program)
+    }
+
+    /// Waits until every proxy has its configuration and its certificate: a program that starts before its proxy would
+    /// only see failures.
+    async fn proxies_ready(&self) -> anyhow::Result<()> {
+        let start = Instant::now();
+        for (_, part) in Part::meshed() {
+            while scrape::get(&self.place.admin(part.name), "/ready").await.is_err() {
+                self.patient(start, &format!("the proxy of {} is not ready", part.name))?;
+                tokio::time::sleep(LOOK).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// An error with the reason once too much time is over.
+    fn patient(&self, start: Instant, what: &str) -> anyhow::Result<()> {
+        let fallen = self.fallen();
+        if start.elapsed() < START && fallen.is_empty() {
+            return Ok(());
+        }
+        let why = if fallen.is_empty() { what.to_owned() } else { fallen.join(", ") };
+        anyhow::bail!("the demo does not come up: {why}")
     }
 
     fn start_app(&self, number: u8, part: &'static Part) -> anyhow::Result<()> {
@@ -241,7 +279,7 @@ impl World {
         for (flag, value) in [("--instance", part.name), ("--app-version", part.version)] {
             args.extend([flag.to_owned(), value.to_owned()]);
         }
-        args.extend(["--sick-file".to_owned(), home.join("sick.json").display().to_string()]);
+        args.extend(["--sick-file".to_owned(), self.place.sick(part.name).display().to_string()]);
         args.extend(["--rate".to_owned(), self.rate_of(part).to_string()]);
         if let Some((_, service)) = part.service() {
             let listen = match self.wish.net {
@@ -253,6 +291,7 @@ impl World {
         let mut program = Program::new(args, home.join("app.log"));
         program.env = self.addresses(number, part);
         program.enter = self.enter(part);
+        program.enter.user = (self.wish.net == Net::Netns).then_some(NOBODY);
         program.heard = is_traffic_maker(part);
         if part.app == "gateway"
             && let Some(door) = self.wish.door
@@ -357,11 +396,7 @@ impl World {
             if seen(&source, "source") && seen(&destination, "destination") {
                 return Ok(since.elapsed());
             }
-            if since.elapsed() > START {
-                let fallen = self.fallen();
-                let why = if fallen.is_empty() { "no request has gone through".to_owned() } else { fallen.join(", ") };
-                anyhow::bail!("the demo does not come up: {why}; its logs are in {}", self.place.dir().display());
-            }
+            self.patient(since, "no request has gone through")?;
             tokio::time::sleep(LOOK).await;
         }
     }

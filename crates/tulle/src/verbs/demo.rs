@@ -1,12 +1,14 @@
 //! `tulle demo`.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::ValueEnum;
 
 use crate::cli::Global;
-use crate::demo::{self, app, cast::Net};
+use crate::demo::cast::{Net, Part};
+use crate::demo::{self, app};
 use crate::output::Exit;
 
 /// Start a whole mesh on this machine, with traffic
@@ -35,8 +37,21 @@ pub(crate) struct Args {
     /// Port of the shop's door on 127.0.0.1 [default: 8080, or any if that is taken]
     #[arg(long, value_name = "PORT")]
     pub(crate) port: Option<u16>,
+    /// Put a real Envoy beside one of the programs instead of our proxy; may be repeated
+    #[arg(long = "envoy", value_name = "NAME=FILE", value_parser = stand_in)]
+    pub(crate) envoys: Vec<(String, PathBuf)>,
     #[command(subcommand)]
     what: Option<What>,
+}
+
+/// `cart-1=/usr/bin/envoy`.
+fn stand_in(text: &str) -> Result<(String, PathBuf), String> {
+    let names = || Part::meshed().map(|(_, part)| part.name);
+    let (name, file) = text.split_once('=').ok_or("write NAME=FILE, for example cart-1=/usr/bin/envoy")?;
+    if !names().any(|known| known == name) {
+        return Err(format!("`{name}` is none of {}", names().collect::<Vec<_>>().join(", ")));
+    }
+    Ok((name.to_owned(), file.into()))
 }
 
 /// What `--net` takes.
@@ -85,6 +100,9 @@ impl Args {
             args.extend([flag.into(), format!("{}ms", value.as_millis()).into()]);
         }
         args.extend(["--rate".into(), self.visitor_rate().to_string().into()]);
+        for (name, file) in &self.envoys {
+            args.extend(["--envoy".into(), format!("{name}={}", file.display()).into()]);
+        }
         args
     }
 }

@@ -55,8 +55,10 @@ pub(crate) fn run(args: Args, _global: &Global) -> Exit {
     }
     let mut words = args.command.into_iter();
     let Some(program) = words.next() else { return Exit::Usage };
-    let mut command = Command::new(&program);
-    command.args(words);
+    // This very program may lie where the other user cannot go, so it is started by what the kernel holds of it.
+    let myself = std::env::current_exe().is_ok_and(|path| path == program.as_os_str());
+    let mut command = Command::new(if myself { OsString::from("/proc/self/exe") } else { program.clone() });
+    command.arg0(&program).args(words);
     if let Some(user) = args.user {
         command.uid(user).gid(user);
     }

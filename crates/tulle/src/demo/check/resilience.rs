@@ -19,11 +19,11 @@ const GOOD: f64 = 0.99;
 const QUICK_MS: f64 = 1000.0;
 
 fn make_sick(world: &World, part: &str, symptoms: &str) -> anyhow::Result<()> {
-    std::fs::write(world.place.of(part).join("sick.json"), symptoms).context("cannot make an instance sick")
+    std::fs::write(world.place.sick(part), symptoms).context("cannot make an instance sick")
 }
 
 fn make_well(world: &World, part: &str) -> anyhow::Result<()> {
-    std::fs::remove_file(world.place.of(part).join("sick.json")).context("cannot make an instance well")
+    std::fs::remove_file(world.place.sick(part)).context("cannot make an instance well")
 }
 
 /// A catalog that fails and dawdles; retries with a timeout for each try hide it.
