@@ -148,8 +148,7 @@ mod tests {
 
     #[test]
     fn the_proxys_own_traffic_passes_before_anything_is_redirected() {
-        let text =
-            Redirect { proxy_user: Some(1337), ..Redirect::standard(Ipv4Addr::new(10, 88, 0, 5)) }.to_string();
+        let text = Redirect { proxy_user: Some(1337), ..Redirect::standard(Ipv4Addr::new(10, 88, 0, 5)) }.to_string();
         assert_eq!(
             text,
             "table ip tulle {\n  chain output {\n    type nat hook output priority dstnat;\n    meta mark 1337 return\n    \

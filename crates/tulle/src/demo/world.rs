@@ -238,7 +238,9 @@ impl World {
         let envoy = self.wish.envoys.iter().find(|(name, _)| name == part.name).map(|(_, file)| file.clone());
         let config = text("proxy.yaml");
         let mut program = match &envoy {
-            Some(_) => Program::new(["-c", &config, "--concurrency", "1", "--disable-hot-restart"], home.join("proxy.log")),
+            Some(_) => {
+                Program::new(["-c", &config, "--concurrency", "1", "--disable-hot-restart"], home.join("proxy.log"))
+            }
             None => {
                 let args = ["proxy", "-c", &config, "--concurrency", "1", "--state-dir", &text("state")];
                 Program::new(args, home.join("proxy.log"))
