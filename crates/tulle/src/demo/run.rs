@@ -139,6 +139,7 @@ fn wish(args: &Args, net: Net, door: i32) -> Wish {
         cert_ttl: args.life(),
         rate: args.visitor_rate(),
         intruder_rate: args.intruder_rate(),
+        envoys: args.envoys.clone(),
         door: Some(door),
     }
 }
