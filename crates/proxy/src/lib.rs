@@ -9,9 +9,12 @@
 )]
 
 pub mod admin;
+pub mod config;
 pub mod door;
+pub mod house;
 pub mod http;
 pub mod net;
+pub mod process;
 pub mod report;
 pub mod shared;
 pub mod tcp;

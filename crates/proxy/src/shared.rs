@@ -7,6 +7,7 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 use engine::{Moment, Plan};
 
+use crate::config::ledger::Ledger;
 use crate::report::Watchtower;
 use crate::tls::Contexts;
 
@@ -19,6 +20,8 @@ pub struct Shared {
     pub tls: Contexts,
     /// What all workers report to.
     pub tower: Arc<Watchtower>,
+    /// Every resource as it was received.
+    pub ledger: Ledger,
     /// When the process began; [`Moment`]s count from here.
     pub started: Instant,
     connections: AtomicU64,
@@ -31,6 +34,7 @@ impl Shared {
             plan: ArcSwap::new(plan),
             tls: Contexts::default(),
             tower,
+            ledger: Ledger::default(),
             started: Instant::now(),
             connections: AtomicU64::new(0),
         })

@@ -123,7 +123,7 @@ impl Carrying<'_> {
                 return None;
             };
             self.record.upstream.endpoint = Some(Arc::clone(&endpoint));
-            match reach::connect_endpoint(self.worker, cluster, &endpoint).await {
+            match reach::connect_endpoint(&self.worker.shared, cluster, &endpoint).await {
                 Ok((stream, link)) => {
                     self.feed_outlier(cluster, &endpoint, outlier::Report::Connected);
                     self.record.upstream.local = link.local;

@@ -79,9 +79,9 @@ impl Handle {
     }
 
     /// Waits for the worker's end.
-    pub fn join(&mut self) {
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+    pub fn wait(&self) {
+        while self.thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            std::thread::sleep(Duration::from_millis(2));
         }
     }
 

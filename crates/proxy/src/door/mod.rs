@@ -4,5 +4,6 @@ pub mod accept;
 pub mod connection;
 pub mod detect;
 pub mod hello;
+pub mod listeners;
 pub mod preface;
 pub mod proxy_protocol;

@@ -4,3 +4,4 @@ pub mod failure;
 pub mod original;
 pub mod pool;
 pub mod reach;
+pub mod sweep;

@@ -19,6 +19,7 @@ use super::pool::{H1, Key, Link, Pool, Stream as H2Stream};
 use crate::http::body::UpBody;
 use crate::net::dial::{DialError, DialOptions, Target, dial};
 use crate::net::stream::Stream;
+use crate::shared::Shared;
 use crate::tls::server_name;
 use crate::worker::Worker;
 
@@ -309,7 +310,7 @@ pub async fn connect(cluster: &Cluster, target: &Target, tls: Option<Tls>) -> Re
 /// # Errors
 /// As [`connect`].
 pub async fn connect_endpoint(
-    worker: &Worker,
+    shared: &Shared,
     cluster: &Arc<Cluster>,
     endpoint: &Arc<Endpoint>,
 ) -> Result<(Stream, Link), Failure> {
@@ -317,7 +318,7 @@ pub async fn connect_endpoint(
     let tls = match cluster.transport(endpoint) {
         None => None,
         Some(context) => {
-            let client = worker.shared.tls.client(context);
+            let client = shared.tls.client(context);
             let client = client.map_err(|problem| Failure::connect(&format!("TLS configuration: {problem}")))?;
             Some((client.config, server_name(context.sni.as_deref())))
         }

@@ -1,0 +1,221 @@
+//! The proxy as a whole: starts workers and configuration, drains and ends.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use engine::{Store, UpdateError};
+use proto::envoy::config::bootstrap::v3::Bootstrap;
+use tokio::runtime::Builder;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+
+use crate::config::saved::Saved;
+use crate::config::{Configuration, Progress};
+use crate::door::listeners::Listening;
+use crate::house::{Admin, Rooms};
+use crate::report::Watchtower;
+use crate::shared::Shared;
+use crate::worker::{self, Handle, Order};
+
+/// How a proxy is started.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Its bootstrap.
+    pub bootstrap: Bootstrap,
+    /// Workers; one per core given is usual.
+    pub concurrency: usize,
+    /// Where the last good configuration is kept; `None`: nowhere.
+    pub state_dir: Option<PathBuf>,
+    /// How long connections may take to come to their end when the process is told to.
+    pub drain: Duration,
+    /// React to SIGTERM and SIGINT.
+    pub signals: bool,
+    /// Let the admin address be one that other machines can reach.
+    pub admin_anywhere: bool,
+}
+
+impl Settings {
+    /// A bootstrap with the defaults: one worker, nothing kept, 10 s to drain, no signals.
+    pub fn new(bootstrap: Bootstrap) -> Self {
+        Self {
+            bootstrap,
+            concurrency: 1,
+            state_dir: None,
+            drain: Duration::from_secs(10),
+            signals: false,
+            admin_anywhere: false,
+        }
+    }
+}
+
+/// Why a proxy does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Static resources are wrong.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Resources(Vec<UpdateError>),
+    /// The state directory cannot be used.
+    #[error("state directory {path}: {reason}")]
+    State {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        reason: std::io::Error,
+    },
+    /// The admin address cannot be had.
+    #[error("{0}")]
+    Admin(String),
+    /// The system gives no thread or runtime.
+    #[error("cannot start: {0}")]
+    System(#[from] std::io::Error),
+}
+
+/// What a running proxy is told.
+#[derive(Debug)]
+pub enum Command {
+    /// Drain, then end.
+    Stop,
+}
+
+/// A running proxy.
+pub struct Proxy {
+    commands: mpsc::UnboundedSender<Command>,
+    listening: watch::Receiver<Vec<Listening>>,
+    progress: watch::Receiver<Progress>,
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Proxy {
+    /// Starts workers and configuration; returns as soon as they run.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left running then.
+    pub fn start(settings: Settings) -> Result<Self, StartError> {
+        let mut store = Store::new();
+        store.bootstrap(&settings.bootstrap).map_err(StartError::Resources)?;
+        let saved = match &settings.state_dir {
+            None => None,
+            Some(path) => {
+                let opened = Saved::open(path);
+                Some(opened.map_err(|reason| StartError::State { path: path.clone(), reason })?)
+            }
+        };
+        let count = settings.concurrency.max(1);
+        let node = settings.bootstrap.node.clone().unwrap_or_default();
+        let tower = Watchtower::new(&node, count)?;
+        let shared = Shared::new(store.plan(), tower);
+        let workers = Arc::new(worker::start(count, &shared)?);
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let (commands, orders) = mpsc::unbounded_channel();
+        let rooms = Rooms::new(&shared, &settings, commands.clone());
+        let admin = runtime.block_on(Admin::open(&rooms)).map_err(|error| StartError::Admin(error.to_string()))?;
+        let configuration = {
+            let _inside = runtime.enter();
+            let (shared, workers) = (Arc::clone(&shared), Arc::clone(&workers));
+            Configuration::new(shared, workers, store, &settings.bootstrap, saved)
+        };
+        let listening = configuration.listening.subscribe();
+        let progress = configuration.progress.subscribe();
+        let keeper = Keeper { shared: Arc::clone(&shared), workers, rooms, orders, settings };
+        let thread = std::thread::Builder::new()
+            .name("control".to_owned())
+            .spawn(move || runtime.block_on(keeper.run(configuration, admin)))?;
+        Ok(Self { commands, listening, progress, shared, thread: Some(thread) })
+    }
+
+    /// What all its parts share.
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// The sockets that are open now.
+    pub fn listening(&self) -> Vec<Listening> {
+        self.listening.borrow().clone()
+    }
+
+    /// Whether the first configuration is complete and all listeners are open.
+    pub fn is_ready(&self) -> bool {
+        self.progress.borrow().ready
+    }
+
+    /// Waits until it is ready, at most so long; false: it is not.
+    pub fn wait_ready(&self, limit: Duration) -> bool {
+        let end = std::time::Instant::now() + limit;
+        while std::time::Instant::now() < end {
+            if self.is_ready() {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.is_ready()
+    }
+
+    /// Tells it to drain and end.
+    pub fn stop(&self) {
+        let _ = self.commands.send(Command::Stop);
+    }
+
+    /// Waits until it has ended.
+    pub fn join(mut self) {
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Runs on the control thread for the life of the process.
+struct Keeper {
+    shared: Arc<Shared>,
+    workers: Arc<Vec<Handle>>,
+    rooms: Arc<Rooms>,
+    orders: mpsc::UnboundedReceiver<Command>,
+    settings: Settings,
+}
+
+impl Keeper {
+    async fn run(mut self, configuration: Configuration, admin: Admin) {
+        let progress = configuration.progress.subscribe();
+        self.rooms.watch(progress);
+        tokio::spawn(crate::upstream::sweep::run(Arc::clone(&self.shared)));
+        tokio::spawn(Arc::clone(&self.shared.tower).keep());
+        admin.serve(&self.rooms);
+        let configuration = tokio::spawn(configuration.run());
+        self.wait_for_the_end().await;
+        self.rooms.begin_drain();
+        configuration.abort();
+        let within = self.settings.drain;
+        let workers = Arc::clone(&self.workers);
+        let ended = tokio::task::spawn_blocking(move || drain(&workers, within));
+        tokio::select! {
+            _ = ended => {}
+            // A second signal ends it at once.
+            () = self.wait_for_the_end() => {}
+        }
+        self.shared.tower.sinks.finish();
+    }
+
+    async fn wait_for_the_end(&mut self) {
+        let signals = self.settings.signals;
+        let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+            let _ = self.orders.recv().await;
+            return;
+        };
+        tokio::select! {
+            _ = self.orders.recv() => {}
+            _ = term.recv(), if signals => tracing::info!(event = "stopping", signal = "SIGTERM"),
+            _ = int.recv(), if signals => tracing::info!(event = "stopping", signal = "SIGINT"),
+        }
+    }
+}
+
+fn drain(workers: &[Handle], within: Duration) {
+    for worker in workers {
+        worker.order(Order::Drain { within });
+    }
+    for worker in workers {
+        worker.wait();
+    }
+}
