@@ -20,4 +20,5 @@ pub mod shared;
 pub mod tcp;
 pub mod tls;
 pub mod upstream;
+pub mod validate;
 pub mod worker;
