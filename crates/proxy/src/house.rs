@@ -1,12 +1,18 @@
 //! The proxy as its administration sees it.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use engine::{Address, Plan};
+use identity::tls::Credentials;
 use parking_lot::Mutex;
 use proto::envoy::config::bootstrap::v3::Bootstrap;
+use proto::envoy::config::core::v3::{address as proto_address, socket_address::PortSpecifier};
+use proto::google::protobuf::Any;
 use tokio::sync::{mpsc, watch};
 
+use crate::admin::{self, BindError, Door, Drain, Held, House, Scope, State};
 use crate::config::Progress;
 use crate::process::{Command, Settings};
 use crate::shared::Shared;
@@ -49,19 +55,101 @@ impl Rooms {
     }
 }
 
-/// The open admin address.
-pub struct Admin;
+impl House for Rooms {
+    fn plan(&self) -> Arc<Plan> {
+        self.shared.plan.load_full()
+    }
+
+    fn bootstrap(&self) -> Arc<Bootstrap> {
+        Arc::clone(&self.bootstrap)
+    }
+
+    fn held(&self, type_url: &str) -> Vec<Held> {
+        let entries = self.shared.ledger.of(type_url).into_iter();
+        let held = entries.map(|(name, entry)| Held {
+            name: name.to_string(),
+            body: Any {
+                type_url: type_url.to_owned(),
+                value: entry.body.map(|body| body.to_vec()).unwrap_or_default(),
+            },
+            version: entry.version,
+            updated: entry.updated,
+            is_static: entry.is_static,
+            refused: entry.refused,
+        });
+        held.collect()
+    }
+
+    fn certificates(&self) -> Vec<(String, Arc<Credentials>)> {
+        self.shared.tls.certificates()
+    }
+
+    fn state(&self) -> State {
+        if self.draining.load(Ordering::Relaxed) || self.failing.load(Ordering::Relaxed) {
+            return State::Draining;
+        }
+        let ready = self.progress.lock().as_ref().is_some_and(|progress| progress.borrow().ready);
+        if ready { State::Live } else { State::Initializing }
+    }
+
+    fn workers(&self) -> usize {
+        self.workers
+    }
+
+    fn drain(&self, what: Drain) {
+        if !what.inbound_only {
+            self.begin_drain();
+        }
+        let _ = self.commands.send(Command::Drain(what));
+    }
+
+    fn fail_health_checks(&self, fail: bool) {
+        self.failing.store(fail, Ordering::Relaxed);
+    }
+
+    fn quit(&self) {
+        let _ = self.commands.send(Command::Stop);
+    }
+}
+
+/// The open admin address, where the bootstrap has one.
+pub struct Admin(Option<Door>);
 
 impl Admin {
     /// Opens the bootstrap's admin address.
     ///
     /// # Errors
     /// The address cannot be had.
-    #[allow(clippy::unused_async)]
-    pub async fn open(_rooms: &Rooms) -> std::io::Result<Self> {
-        Ok(Self)
+    pub async fn open(rooms: &Rooms) -> Result<Self, BindError> {
+        let configured = rooms.bootstrap.admin.as_ref().and_then(|admin| admin.address.as_ref());
+        let Some(address) = configured.and_then(|address| address.address.as_ref()) else { return Ok(Self(None)) };
+        let address = match address {
+            proto_address::Address::Pipe(pipe) => Address::Unix(std::path::Path::new(&pipe.path).into()),
+            proto_address::Address::SocketAddress(socket) => {
+                let port = match socket.port_specifier {
+                    Some(PortSpecifier::PortValue(port)) => u16::try_from(port).unwrap_or_default(),
+                    _ => 0,
+                };
+                match socket.address.parse::<IpAddr>() {
+                    Ok(ip) => Address::Socket((ip, port).into()),
+                    Err(_) => Address::Name { host: socket.address.as_str().into(), port },
+                }
+            }
+            proto_address::Address::EnvoyInternalAddress(_) => return Ok(Self(None)),
+        };
+        admin::bind(&address, Scope::Admin, rooms.anywhere).await.map(Some).map(Self)
     }
 
-    /// Serves it.
-    pub fn serve(self, _rooms: &Arc<Rooms>) {}
+    /// The port, for TCP.
+    pub fn port(&self) -> Option<u16> {
+        self.0.as_ref().and_then(Door::port)
+    }
+
+    /// Serves it in a task of its own.
+    pub fn serve(self, rooms: &Arc<Rooms>) {
+        if let Some(door) = self.0 {
+            let tower = Arc::clone(&rooms.shared.tower);
+            tokio::spawn(admin::serve(door, Scope::Admin, Arc::clone(rooms) as Arc<dyn House>, tower));
+        }
+    }
 }

@@ -11,6 +11,7 @@ use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
+use crate::admin::Drain;
 use crate::config::saved::Saved;
 use crate::config::{Configuration, Progress};
 use crate::door::listeners::Listening;
@@ -77,6 +78,8 @@ pub enum StartError {
 pub enum Command {
     /// Drain, then end.
     Stop,
+    /// Close listeners and let their connections come to their end; the process stays.
+    Drain(Drain),
 }
 
 /// A running proxy.
@@ -85,6 +88,7 @@ pub struct Proxy {
     listening: watch::Receiver<Vec<Listening>>,
     progress: watch::Receiver<Progress>,
     shared: Arc<Shared>,
+    admin_port: Option<u16>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -117,18 +121,24 @@ impl Proxy {
             let (shared, workers) = (Arc::clone(&shared), Arc::clone(&workers));
             Configuration::new(shared, workers, store, &settings.bootstrap, saved)
         };
+        let admin_port = admin.port();
         let listening = configuration.listening.subscribe();
         let progress = configuration.progress.subscribe();
         let keeper = Keeper { shared: Arc::clone(&shared), workers, rooms, orders, settings };
         let thread = std::thread::Builder::new()
             .name("control".to_owned())
             .spawn(move || runtime.block_on(keeper.run(configuration, admin)))?;
-        Ok(Self { commands, listening, progress, shared, thread: Some(thread) })
+        Ok(Self { commands, listening, progress, shared, admin_port, thread: Some(thread) })
     }
 
     /// What all its parts share.
     pub fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+
+    /// The port of the admin address, where it is TCP.
+    pub fn admin_port(&self) -> Option<u16> {
+        self.admin_port
     }
 
     /// The sockets that are open now.
@@ -200,13 +210,22 @@ impl Keeper {
     async fn wait_for_the_end(&mut self) {
         let signals = self.settings.signals;
         let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
-            let _ = self.orders.recv().await;
-            return;
+            tracing::error!(event = "no-signals", "signals cannot be received; stop over the admin interface");
+            return std::future::pending().await;
         };
-        tokio::select! {
-            _ = self.orders.recv() => {}
-            _ = term.recv(), if signals => tracing::info!(event = "stopping", signal = "SIGTERM"),
-            _ = int.recv(), if signals => tracing::info!(event = "stopping", signal = "SIGINT"),
+        loop {
+            tokio::select! {
+                command = self.orders.recv() => match command {
+                    Some(Command::Drain(what)) => {
+                        for worker in self.workers.iter() {
+                            worker.order(Order::Shed { inbound_only: what.inbound_only });
+                        }
+                    }
+                    Some(Command::Stop) | None => return,
+                },
+                _ = term.recv(), if signals => return tracing::info!(event = "stopping", signal = "SIGTERM"),
+                _ = int.recv(), if signals => return tracing::info!(event = "stopping", signal = "SIGINT"),
+            }
         }
     }
 }

@@ -375,9 +375,16 @@ fn trust_of(
     validation: &Validation,
     watched: &mut HashMap<Arc<std::path::Path>, Option<SystemTime>>,
 ) -> Result<Vec<TrustBundle>, Problem> {
-    let Some(source) = &validation.roots else { return Ok(Vec::new()) };
-    note(source, watched);
-    Ok(vec![TrustBundle::for_any_name(&read(source)?)?])
+    let mut bundles = Vec::new();
+    if let Some(source) = &validation.roots {
+        note(source, watched);
+        bundles.push(TrustBundle::for_any_name(&read(source)?)?);
+    }
+    for (domain, source) in &validation.trust_domains {
+        note(source, watched);
+        bundles.push(TrustBundle::for_trust_domains([domain.to_string()], &read(source)?)?);
+    }
+    Ok(bundles)
 }
 
 fn note(source: &DataSource, watched: &mut HashMap<Arc<std::path::Path>, Option<SystemTime>>) {

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use engine::listener::Direction;
 use engine::{Dice, FilterChain, Listener};
 use hashbrown::{HashMap, HashSet};
 use tokio::runtime::{Builder, LocalOptions};
@@ -52,6 +53,11 @@ pub enum Order {
     },
     /// The plan changed: connections of chains that are no more come to their end, and pools of endpoints that are no more.
     PlanChanged,
+    /// Accept no more for these listeners and let their connections come to their end; the worker goes on.
+    Shed {
+        /// Only listeners for traffic into the workload.
+        inbound_only: bool,
+    },
     /// Accept no more, let connections come to their end, stop after this time at the latest.
     Drain {
         /// The limit.
@@ -112,7 +118,7 @@ pub struct Worker {
     peers: Arc<[Peer]>,
     load: Arc<AtomicUsize>,
     chains: RefCell<HashMap<usize, Group>>,
-    sockets: RefCell<HashMap<u64, watch::Sender<bool>>>,
+    sockets: RefCell<HashMap<u64, (Arc<str>, watch::Sender<bool>)>>,
     draining: watch::Sender<bool>,
 }
 
@@ -185,11 +191,11 @@ impl Worker {
             Order::Listen { socket, listener, bound, spread } => {
                 let stop = watch::Sender::new(false);
                 let stopped = stop.subscribe();
-                self.sockets.borrow_mut().insert(socket, stop);
+                self.sockets.borrow_mut().insert(socket, (Arc::clone(&listener), stop));
                 tokio::task::spawn_local(door::accept::run(Rc::clone(self), listener, bound, spread, stopped));
             }
             Order::Stop { socket } => {
-                if let Some(stop) = self.sockets.borrow_mut().remove(&socket) {
+                if let Some((_, stop)) = self.sockets.borrow_mut().remove(&socket) {
                     stop.send_replace(true);
                 }
             }
@@ -198,6 +204,7 @@ impl Worker {
                 Err(error) => tracing::debug!(%error, "a connection that was handed over is lost"),
             },
             Order::PlanChanged => self.follow_plan(),
+            Order::Shed { inbound_only } => self.shed(inbound_only),
             Order::Drain { .. } => {}
         }
     }
@@ -269,10 +276,28 @@ impl Worker {
         self.pools.retain(|key| versions.contains(&key.cluster));
     }
 
+    fn shed(&self, inbound_only: bool) {
+        let plan = self.shared.plan.load();
+        let concerned = |name: &str| {
+            let direction = plan.listener(name).map(|listener| listener.direction);
+            !inbound_only || direction == Some(Direction::Inbound)
+        };
+        for (name, stop) in self.sockets.borrow().values() {
+            if concerned(name) {
+                stop.send_replace(true);
+            }
+        }
+        for group in self.chains.borrow().values() {
+            if concerned(&group.listener) {
+                group.drain.send_replace(true);
+            }
+        }
+    }
+
     async fn drain(self: Rc<Self>, within: Duration) {
         let end = Instant::now() + within;
         self.draining.send_replace(true);
-        for (_, stop) in self.sockets.borrow_mut().drain() {
+        for (_, (_, stop)) in self.sockets.borrow_mut().drain() {
             stop.send_replace(true);
         }
         for group in self.chains.borrow().values() {

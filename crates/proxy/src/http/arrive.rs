@@ -8,18 +8,6 @@ use engine::http_manager::{ForwardClientCertMode, HttpManager, Underscores};
 use engine::path::Canonical;
 use engine::reply::{Flags, LocalReply};
 use engine::{ConnectionFacts, Dice};
-mod canon {
-    //! Stand-in until the engine's own functions land.
-    use engine::path::{Canonical, PathOptions};
-    use std::borrow::Cow;
-    pub(super) fn authority<'a>(text: &'a str, _: &PathOptions, _: u16) -> Cow<'a, str> {
-        Cow::Borrowed(text)
-    }
-    pub(super) fn canonical(_: &str, _: &PathOptions) -> Canonical {
-        Canonical::Same
-    }
-}
-
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode, Uri, Version, request};
 
@@ -173,7 +161,7 @@ fn authority(
     }
     headers.remove(header::HOST);
     let port = connection.local.port();
-    let stripped = canon::authority(&named, &manager.path, port);
+    let stripped = engine::path::authority(&named, &manager.path, port);
     Ok(match stripped {
         Cow::Borrowed(same) if same.len() == named.len() => named,
         other => other.into_owned(),
@@ -191,7 +179,7 @@ fn path(manager: &HttpManager, uri: &Uri, method: &Method) -> Result<String, Loc
     if !path.starts_with('/') {
         return Err(refuse(StatusCode::NOT_FOUND, "absolute_path_rejected"));
     }
-    match canon::canonical(path, &manager.path) {
+    match engine::path::canonical(path, &manager.path) {
         Canonical::Same => Ok(path.to_owned()),
         Canonical::Changed(path) => Ok(path),
         Canonical::Reject(details) => Err(refuse(StatusCode::BAD_REQUEST, details)),

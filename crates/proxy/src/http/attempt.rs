@@ -67,24 +67,31 @@ impl Letter {
         let matched = exchange.record.matched.clone();
         let policy = matched.as_ref().and_then(|m| m.forward()).and_then(|action| action.retry.clone());
         let retries = Retries::new(policy.as_deref(), &exchange.facts(&head));
-        let mut shaped = shape::RequestHead {
-            path: head.path.clone(),
-            authority: head.authority.clone(),
-            headers: head.headers.clone(),
+        let Head { method, scheme, upgrade, .. } = &head;
+        let (method, scheme, upgrade) = (method.clone(), *scheme, upgrade.clone());
+        let shaped = match &matched {
+            Some(matched) if shape::changes_request(matched) => {
+                let mut shaped = shape::RequestHead {
+                    path: head.path.clone(),
+                    authority: head.authority.clone(),
+                    headers: head.headers.clone(),
+                };
+                exchange.record.request_headers.clone_from(&head.headers);
+                shape::request(matched, &exchange.facts(&head), &exchange.record, &mut shaped);
+                if shaped.path != head.path {
+                    exchange.record.path = Some(shaped.path.as_str().into());
+                }
+                if shaped.authority != head.authority {
+                    exchange.record.authority = Some(shaped.authority.as_str().into());
+                }
+                shaped
+            }
+            _ => shape::RequestHead { path: head.path, authority: head.authority, headers: head.headers },
         };
-        if let Some(matched) = &matched {
-            shape::request(matched, &exchange.facts(&head), &exchange.record, &mut shaped);
-        }
         let impossible = |what| {
             let status = StatusCode::INTERNAL_SERVER_ERROR;
             LocalReply::error(status, "", what, Flags::NONE)
         };
-        if shaped.path != head.path {
-            exchange.record.path = Some(shaped.path.as_str().into());
-        }
-        if shaped.authority != head.authority {
-            exchange.record.authority = Some(shaped.authority.as_str().into());
-        }
         let path = PathAndQuery::try_from(shaped.path).map_err(|_| impossible("path_rewrite_failed"))?;
         let mut headers = shaped.headers;
         let manager = &exchange.shared.manager;
@@ -95,7 +102,8 @@ impl Letter {
             let expected = per_try.map_or(timeout, |per_try| per_try.min(timeout));
             headers.insert(EXPECTED_TIMEOUT, HeaderValue::from(millis(expected)));
         }
-        let Head { method, scheme, upgrade, .. } = head;
+        // What is forwarded is what logs and response formatters read.
+        exchange.record.request_headers.clone_from(&headers);
         Ok(Self { method, path, authority: shaped.authority, headers, scheme, upgrade, retries })
     }
 

@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, hea
 
 use super::arrive::Head;
 use super::exchange::Exchange;
-use super::respond::{DownBody, server_and_via};
+use super::respond::DownBody;
 
 impl Exchange {
     /// Answers with a local reply. `head` is given where the request got no further than the decision.
@@ -23,16 +23,9 @@ impl Exchange {
         for (name, value) in &reply.headers {
             headers.append(name, value.clone());
         }
-        if reply.is_error {
-            if let Some(decision) = &self.decision {
-                headers.extend(decision.cors.iter().cloned());
-            }
-            if self.record.grpc {
-                return self.reply_grpc(&reply, headers);
-            }
-            server_and_via(&self.shared.manager, &mut headers);
-        } else {
-            self.decorate(&mut headers, false);
+        self.decorate(&mut headers, false);
+        if reply.is_error && self.record.grpc {
+            return self.reply_grpc(&reply, headers);
         }
         let body = reply.body;
         if !body.is_empty() && !headers.contains_key(header::CONTENT_TYPE) {
@@ -56,7 +49,6 @@ impl Exchange {
                 headers.insert(HeaderName::from_static("grpc-message"), value);
             }
         }
-        server_and_via(&self.shared.manager, &mut headers);
         self.record.grpc_status = u16::try_from(status).ok();
         self.send_local(StatusCode::OK, headers, Bytes::new())
     }

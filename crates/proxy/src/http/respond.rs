@@ -131,7 +131,7 @@ impl Exchange {
 }
 
 /// The manager's own headers.
-pub(super) fn server_and_via(manager: &HttpManager, headers: &mut HeaderMap) {
+fn server_and_via(manager: &HttpManager, headers: &mut HeaderMap) {
     let ours = match manager.server_header {
         ServerHeader::Overwrite => true,
         ServerHeader::AppendIfAbsent => !headers.contains_key(header::SERVER),

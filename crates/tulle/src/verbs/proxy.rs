@@ -1,15 +1,18 @@
 //! `tulle proxy` and what is asked about proxies.
 
-use super::{proxy_config, proxy_ls};
+use super::{proxy_config, proxy_ls, proxy_run};
 use crate::cli::Global;
 use crate::output::Exit;
 
-/// Look at the mesh's proxies
+/// Run the data plane, or look at the mesh's proxies
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  tulle proxy ls\n  tulle proxy config web-1.shop routes")]
+#[command(args_conflicts_with_subcommands = true)]
+#[command(after_help = "Examples:\n  tulle proxy -c bootstrap.yaml --concurrency 2\n  tulle proxy -c bootstrap.yaml --mode validate\n  tulle proxy ls\n  tulle proxy config web-1.shop routes")]
 pub(crate) struct Args {
     #[command(subcommand)]
-    what: What,
+    what: Option<What>,
+    #[command(flatten)]
+    run: proxy_run::Args,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -20,7 +23,8 @@ enum What {
 
 pub(crate) fn run(args: Args, global: &Global) -> Exit {
     match args.what {
-        What::Ls(args) => proxy_ls::run(args, global),
-        What::Config(args) => proxy_config::run(args, global),
+        Some(What::Ls(args)) => proxy_ls::run(args, global),
+        Some(What::Config(args)) => proxy_config::run(args, global),
+        None => proxy_run::run(args.run, global),
     }
 }
