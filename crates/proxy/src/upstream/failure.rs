@@ -120,12 +120,8 @@ impl Failure {
             _ => {
                 let prefix = if retried { "retried and the latest reset reason: " } else { "reset reason: " };
                 let reason = self.reset_reason();
-                let mut text = format!("upstream connect error or disconnect/reset before headers. {prefix}{reason}");
-                if let Some(transport) = self.transport.as_ref().filter(|_| self.kind == Kind::ConnectFailure) {
-                    text.push_str(", transport failure reason: ");
-                    text.push_str(transport);
-                }
-                text
+                // What the transport said stays in the log: it names addresses.
+                format!("upstream connect error or disconnect/reset before headers. {prefix}{reason}")
             }
         }
     }

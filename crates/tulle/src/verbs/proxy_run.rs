@@ -15,6 +15,7 @@ use crate::output::{self, Exit, fail};
 
 /// Flags of the data plane
 #[derive(Debug, clap::Args)]
+#[group(id = "data-plane")]
 pub(crate) struct Args {
     /// Envoy bootstrap file (YAML, or JSON when its name ends so)
     #[arg(short, long = "config-path", value_name = "FILE")]

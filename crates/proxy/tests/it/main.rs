@@ -1,0 +1,7 @@
+//! The proxy over real sockets.
+
+mod backend;
+mod http;
+mod limits;
+mod tcp;
+mod world;
