@@ -35,7 +35,10 @@ fn chosen(plan: &Plan) -> Vec<String> {
             let millis = |limit: Option<std::time::Duration>| {
                 limit.map_or_else(|| "none".to_owned(), |limit| format!("{} ms", limit.as_millis()))
             };
-            lines.insert(format!("listener `{name}`: request_headers_timeout = {}", millis(manager.request_headers_timeout)));
+            lines.insert(format!(
+                "listener `{name}`: request_headers_timeout = {}",
+                millis(manager.request_headers_timeout)
+            ));
             lines.insert(format!("listener `{name}`: stream_idle_timeout = {}", millis(manager.stream_idle_timeout)));
             lines.insert(format!("listener `{name}`: idle_timeout = {}", millis(manager.idle_timeout)));
             lines.insert(format!(

@@ -100,10 +100,7 @@ impl Dynamic {
 }
 
 /// The server: `ads_config`, or the one that `lds_config` or `cds_config` name directly.
-fn source<'a>(
-    ads: Option<&'a ApiConfigSource>,
-    direct: [&'a Option<ConfigSource>; 2],
-) -> Option<&'a ApiConfigSource> {
+fn source<'a>(ads: Option<&'a ApiConfigSource>, direct: [&'a Option<ConfigSource>; 2]) -> Option<&'a ApiConfigSource> {
     ads.or_else(|| {
         direct.into_iter().flatten().find_map(|source| match &source.config_source_specifier {
             Some(ConfigSourceSpecifier::ApiConfigSource(source)) => Some(source),

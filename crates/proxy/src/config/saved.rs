@@ -42,7 +42,8 @@ impl Saved {
         }
         if metadata.mode() & 0o022 != 0 {
             let mode = metadata.mode() & 0o777;
-            let text = format!("its mode is {mode:04o}: others could write to it; run: chmod 700 {}", directory.display());
+            let text =
+                format!("its mode is {mode:04o}: others could write to it; run: chmod 700 {}", directory.display());
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
         }
         if metadata.uid() != own_uid() {
@@ -132,8 +133,7 @@ fn decode(bytes: &[u8]) -> BTreeMap<(Arc<str>, Arc<str>), Bytes> {
 
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let fresh = path.with_extension("new");
-    let mut file =
-        std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
     file.write_all(bytes)?;
     file.sync_data()?;
     std::fs::rename(fresh, path)

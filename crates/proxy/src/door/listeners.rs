@@ -4,8 +4,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use engine::listener::{Address, Listener};
 use engine::Plan;
+use engine::listener::{Address, Listener};
 use hashbrown::HashMap;
 
 use crate::net::listen::{self, Bound, ListenOptions};

@@ -67,9 +67,13 @@ fn serve(stream: TcpStream, heads: &Mutex<Vec<String>>) {
             "status" => format!("HTTP/1.1 {argument} Status\r\ncontent-length: 2\r\n\r\nno").into_bytes(),
             "fail-first" if earlier < argument => b"HTTP/1.1 503 No\r\ncontent-length: 2\r\n\r\nno".to_vec(),
             "close" => return,
-            "chunked" => b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n".to_vec(),
+            "chunked" => {
+                b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n".to_vec()
+            }
             "upgrade" => {
-                writer.write_all(b"HTTP/1.1 101 Switching\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n").unwrap();
+                writer
+                    .write_all(b"HTTP/1.1 101 Switching\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n")
+                    .unwrap();
                 echo(&mut reader, &mut writer);
                 return;
             }

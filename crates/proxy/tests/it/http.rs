@@ -9,14 +9,23 @@ use crate::world::{World, ask, cluster, connect, get, http, http_with, read_repl
 fn a_request_goes_through_and_comes_back() {
     let backend = Backend::start();
     let world = World::start(&http("{match: {prefix: /}, route: {cluster: c}}", &cluster("c", &[backend.address], "")));
-    let reply = get(world.address("in"), "/hello?a=b", "x-own: 1\r\nkeep-alive: 5\r\nconnection: keep-alive, x-hop\r\nx-hop: 1\r\n");
+    let reply = get(
+        world.address("in"),
+        "/hello?a=b",
+        "x-own: 1\r\nkeep-alive: 5\r\nconnection: keep-alive, x-hop\r\nx-hop: 1\r\n",
+    );
     assert_eq!((reply.status, reply.header("x-backend")), (200, Some("yes")), "{reply:?}");
     assert_eq!(reply.header("server"), Some("envoy"));
     assert!(reply.header("x-envoy-upstream-service-time").is_some());
     assert!(reply.header("date").is_some());
     let head = backend.last();
     assert!(head.starts_with("GET /hello?a=b HTTP/1.1\r\n"), "{head}");
-    for line in ["host: web.test\r\n", "x-own: 1\r\n", "x-forwarded-proto: http\r\n", "x-envoy-expected-rq-timeout-ms: 15000\r\n"] {
+    for line in [
+        "host: web.test\r\n",
+        "x-own: 1\r\n",
+        "x-forwarded-proto: http\r\n",
+        "x-envoy-expected-rq-timeout-ms: 15000\r\n",
+    ] {
         assert!(head.contains(line), "{line} in {head}");
     }
     assert!(head.contains("x-request-id: "), "{head}");
@@ -43,7 +52,8 @@ fn bodies_pass_whole() {
     let backend = Backend::start();
     let world = World::start(&http("{match: {prefix: /}, route: {cluster: c}}", &cluster("c", &[backend.address], "")));
     let at = world.address("in");
-    let reply = ask(at, "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n");
+    let reply =
+        ask(at, "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n");
     assert_eq!((reply.status, reply.body.as_str()), (200, "abcde"));
     let large = "x".repeat(3_000_000);
     let reply = ask(at, &format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n{large}", large.len()));
@@ -132,7 +142,12 @@ fn retries_find_another_endpoint_when_one_is_dead() {
 #[test]
 fn an_upgrade_becomes_a_tunnel() {
     let backend = Backend::start();
-    let yaml = http_with("", "upgrade_configs: [{upgrade_type: websocket}],", "{match: {prefix: /}, route: {cluster: c}}", &cluster("c", &[backend.address], ""));
+    let yaml = http_with(
+        "",
+        "upgrade_configs: [{upgrade_type: websocket}],",
+        "{match: {prefix: /}, route: {cluster: c}}",
+        &cluster("c", &[backend.address], ""),
+    );
     let world = World::start(&yaml);
     let mut client = connect(world.address("in"));
     client.write_all(b"GET /upgrade HTTP/1.1\r\nhost: a\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n").unwrap();

@@ -57,7 +57,11 @@ fn both_framings_are_not_forwarded_as_two_requests() {
     let world = world(&backend);
     let smuggled = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 6\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\nGET /evil HTTP/1.1\r\nhost: a\r\n\r\n";
     let answer = all(world.address("in"), smuggled);
-    assert!(answer.starts_with("HTTP/1.1 400") || !backend.heads.lock().unwrap().iter().any(|head| head.contains("content-length: 6")), "{answer}");
+    assert!(
+        answer.starts_with("HTTP/1.1 400")
+            || !backend.heads.lock().unwrap().iter().any(|head| head.contains("content-length: 6")),
+        "{answer}"
+    );
 }
 
 #[test]
@@ -76,7 +80,8 @@ fn too_large_heads_are_refused() {
 fn http_1_0_where_it_is_allowed() {
     let backend = Backend::start();
     let manager = "http_protocol_options: {accept_http_10: true, default_host_for_http_10: old.test},";
-    let yaml = http_with("", manager, "{match: {prefix: /}, route: {cluster: c}}", &cluster("c", &[backend.address], ""));
+    let yaml =
+        http_with("", manager, "{match: {prefix: /}, route: {cluster: c}}", &cluster("c", &[backend.address], ""));
     let world = World::start(&yaml);
     let reply = ask(world.address("in"), "GET / HTTP/1.0\r\n\r\n");
     assert_eq!(reply.status, 200);

@@ -7,7 +7,9 @@ use crate::output::Exit;
 /// Run the data plane, or look at the mesh's proxies
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
-#[command(after_help = "Examples:\n  tulle proxy -c bootstrap.yaml --concurrency 2\n  tulle proxy -c bootstrap.yaml --mode validate\n  tulle proxy ls\n  tulle proxy config web-1.shop routes")]
+#[command(
+    after_help = "Examples:\n  tulle proxy -c bootstrap.yaml --concurrency 2\n  tulle proxy -c bootstrap.yaml --mode validate\n  tulle proxy ls\n  tulle proxy config web-1.shop routes"
+)]
 pub(crate) struct Args {
     #[command(subcommand)]
     what: Option<What>,
