@@ -163,7 +163,8 @@ impl Model {
     }
 
     fn replace(&mut self, file: &Arc<str>, unit: Option<Unit>, touched: &mut BTreeSet<ObjectKey>) {
-        if let Some(old) = self.units.remove(file) {
+        let old = self.units.remove(file);
+        if let Some(old) = &old {
             for entry in &old.entries {
                 touched.insert(entry.key.clone());
                 if let Some(files) = self.owners.get_mut(&entry.key) {
@@ -171,7 +172,10 @@ impl Model {
                 }
             }
         }
-        let Some(unit) = unit else { return };
+        let Some(mut unit) = unit else { return };
+        if let Some(old) = &old {
+            unit.keep_last_good(old);
+        }
         for entry in &unit.entries {
             touched.insert(entry.key.clone());
             self.owners.entry(entry.key.clone()).or_default().insert(file.clone());
@@ -254,6 +258,20 @@ impl Model {
 }
 
 impl Unit {
+    /// Objects that this text is wrong about stay as they were: a policy with a slip of the pen must not open
+    /// what it closed before.
+    fn keep_last_good(&mut self, old: &Self) {
+        let kept = old
+            .entries
+            .iter()
+            .filter(|entry| self.entry(&entry.key).is_none() && resources::still_means(&self.diagnostics, &entry.key));
+        let kept: Vec<_> = kept.cloned().collect();
+        for entry in &kept {
+            tracing::warn!(event = "last_good_kept", object = %entry.key, "its new text is wrong: what it said before stays");
+        }
+        self.entries.extend(kept);
+    }
+
     /// An object of this text.
     pub fn entry(&self, key: &ObjectKey) -> Option<&Arc<Entry>> {
         self.entries.iter().rev().find(|entry| entry.key == *key)
@@ -292,5 +310,42 @@ fn log(diagnostic: &Diagnostic) {
         Severity::Error => tracing::error!(event = "configuration_rejected", "{diagnostic}"),
         Severity::Warning => tracing::warn!(event = "configuration_finding", "{diagnostic}"),
         Severity::Info => tracing::debug!(event = "configuration_finding", "{diagnostic}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inputs::Change;
+
+    const POLICY: &str =
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: closed}\nspec: {}\n";
+    const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {ports: [{port: 80}]}\n";
+
+    /// The kinds in force after the file changed to this.
+    fn after(world: &World, text: Option<&str>) -> Vec<String> {
+        let change = Change { file: "mesh.yaml".into(), text: text.map(Into::into), revision: None };
+        world.apply(&[Batch { changes: vec![change], revision: None }]);
+        let model = world.read();
+        let mut kinds: Vec<String> = model.owners.keys().map(|key| key.kind.clone()).collect();
+        kinds.retain(|kind| !model.owners.iter().any(|(key, files)| key.kind == *kind && files.is_empty()));
+        kinds.sort();
+        kinds
+    }
+
+    #[test]
+    fn a_policy_that_became_wrong_stays_in_force() {
+        let world = World::default();
+        let both = format!("{POLICY}---\n{SERVICE}");
+        let all = ["AuthorizationPolicy", "Service"];
+        assert_eq!(after(&world, Some(&both)), all);
+        // A wrong field, then text that is no YAML: the policy still closes what it closed.
+        assert_eq!(after(&world, Some(&both.replace("spec: {}", "spec: {acton: DENY}"))), all);
+        assert_eq!(world.read().diagnostics().iter().filter(|finding| finding.severity == Severity::Error).count(), 1);
+        assert_eq!(after(&world, Some(&both.replace("spec: {}", "spec: {"))), all);
+        // Good again; then taken out by intent.
+        assert_eq!(after(&world, Some(&both)), all);
+        assert_eq!(after(&world, Some(SERVICE)), ["Service"]);
+        assert!(after(&world, None).is_empty());
     }
 }

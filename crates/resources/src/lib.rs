@@ -24,7 +24,7 @@ mod yaml;
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use model::{Declaration, Diagnostic, Entry, MeshConfig};
+use model::{Declaration, Diagnostic, Entry, MeshConfig, ObjectKey, Severity};
 
 pub use draw::render;
 pub use places::Places;
@@ -73,6 +73,14 @@ pub fn parse(text: &str, options: &ParseOptions) -> Parsed {
         }
     }
     parsed
+}
+
+/// Whether a text still means an object that an earlier state of it declared: its findings say that the object
+/// is wrong, or that some document, which may be the object's, cannot be read at all. Such an object should keep
+/// its last good state: a slip of the pen in a policy must not open what the policy closed.
+pub fn still_means(findings: &[Diagnostic], object: &ObjectKey) -> bool {
+    let errors = findings.iter().filter(|finding| finding.severity == Severity::Error);
+    errors.map(|finding| finding.object.as_deref()).any(|named| named.is_none_or(|named| named == object))
 }
 
 /// Reads a text that holds the fields of a MeshConfig alone, without kind (what Istio's ConfigMap has under `mesh`).
