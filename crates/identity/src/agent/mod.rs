@@ -20,7 +20,8 @@ use crate::private::PrivateError;
 use crate::reach::Server;
 use crate::sds;
 use crate::tls::{
-    BuildError, Cause, ClientSettings, KeySlot, MaterialError, NameCheck, SanMatcher, TlsFloor, client_config, hex,
+    BuildError, Cause, ClientSettings, KeySlot, MaterialError, NameCheck, Protocol, SanMatcher, TlsFloor,
+    client_config, hex,
 };
 use crate::token::TokenFileError;
 use directory::PemDirectory;
@@ -217,7 +218,7 @@ fn control_client(material: &Material, keys: Arc<KeySlot>) -> Result<Arc<rustls:
         trust: vec![material.bundle.clone()],
         names: NameCheck::OneOf(vec![SanMatcher::uri(expected)]),
         alpn: vec![b"h2".to_vec()],
-        floor: TlsFloor::V1_3,
+        protocol: Protocol { floor: TlsFloor::V1_3, ..Protocol::default() },
         ..ClientSettings::default()
     })
 }

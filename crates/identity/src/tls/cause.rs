@@ -18,6 +18,8 @@ pub enum Cause {
     UnknownCa,
     /// The certificate is valid but its names are not the expected ones.
     SanMismatch,
+    /// The certificate or its key is none of those that are pinned.
+    PinMismatch,
     /// A certificate was required and none was presented.
     NoCertificate,
     /// A signature in the chain or in the handshake is wrong.
@@ -52,6 +54,7 @@ impl Cause {
             Self::NotYetValid => "not_yet_valid",
             Self::UnknownCa => "unknown_ca",
             Self::SanMismatch => "san_mismatch",
+            Self::PinMismatch => "pin_mismatch",
             Self::NoCertificate => "no_certificate",
             Self::BadSignature => "bad_signature",
             Self::Revoked => "revoked",
@@ -133,7 +136,7 @@ impl fmt::Display for Cause {
 }
 
 /// A certificate that was verified and still refused, with the details for the log.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Clone, thiserror::Error)]
 #[error("{cause}: {detail}")]
 pub struct Refusal {
     /// The label.
@@ -146,6 +149,13 @@ impl Refusal {
     /// A refusal with its details.
     pub fn new(cause: Cause, detail: impl Into<String>) -> Self {
         Self { cause, detail: detail.into() }
+    }
+}
+
+/// The same text as for people: rustls shows what is inside its errors in this form.
+impl fmt::Debug for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

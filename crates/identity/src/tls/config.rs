@@ -3,14 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::crypto::CryptoProvider;
 use rustls::server::{NoServerSessionStorage, ServerConfig, WebPkiClientVerifier};
 use rustls::time_provider::{DefaultTimeProvider, TimeProvider};
-use rustls::{ClientConfig, SupportedProtocolVersion, client};
+use rustls::{CipherSuite, ClientConfig, NamedGroup, SupportedProtocolVersion, client};
 
 use super::material::{KeySlot, Revocation, TrustBundle};
 use super::provider;
 use super::sessions::BoundSessions;
-use super::verify::{NameCheck, PeerVerifier};
+use super::verify::{NameCheck, PeerVerifier, Pins};
 
 /// Why a configuration cannot be built.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -24,6 +25,15 @@ pub enum BuildError {
     /// An application protocol is empty or longer than 255 bytes.
     #[error("ALPN protocol {0:?} must have 1 to 255 bytes")]
     Alpn(String),
+    /// No version is left.
+    #[error("the lowest version (TLS 1.3) is above the highest (TLS 1.2)")]
+    Versions,
+    /// No cipher suite is left.
+    #[error("none of the cipher suites is supported: {0}")]
+    NoCipherSuite(String),
+    /// No group is left.
+    #[error("none of the key exchange groups is supported: {0}")]
+    NoGroup(String),
     /// rustls does not accept the combination.
     #[error("TLS settings: {0}")]
     Rustls(#[from] rustls::Error),
@@ -51,15 +61,94 @@ pub enum TlsFloor {
     V1_3,
 }
 
-impl TlsFloor {
-    pub(super) fn versions(self) -> &'static [&'static SupportedProtocolVersion] {
+/// The highest version of TLS that is spoken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TlsCeiling {
+    /// TLS 1.2 only.
+    V1_2,
+    /// TLS 1.3.
+    #[default]
+    V1_3,
+}
+
+/// Which versions, cipher suites and groups are spoken.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Protocol {
+    /// The lowest version.
+    pub floor: TlsFloor,
+    /// The highest version.
+    pub ceiling: TlsCeiling,
+    /// Cipher suites of TLS 1.2 by OpenSSL's names, in order; those that are not supported are left out. Empty: all that
+    /// are. (The three of TLS 1.3 are always spoken, as in Envoy.)
+    pub cipher_suites: Vec<String>,
+    /// Key exchange groups by OpenSSL's names (`X25519MLKEM768`, `X25519`, `P-256`, `P-384`), in order; those that are
+    /// not supported are left out. Empty: all four, in this order.
+    pub groups: Vec<String>,
+}
+
+impl Protocol {
+    fn versions(&self) -> Result<&'static [&'static SupportedProtocolVersion], BuildError> {
         static BOTH: [&SupportedProtocolVersion; 2] = [&rustls::version::TLS13, &rustls::version::TLS12];
-        static NEWEST: [&SupportedProtocolVersion; 1] = [&rustls::version::TLS13];
-        match self {
-            Self::V1_2 => &BOTH,
-            Self::V1_3 => &NEWEST,
+        static NEWER: [&SupportedProtocolVersion; 1] = [&rustls::version::TLS13];
+        static OLDER: [&SupportedProtocolVersion; 1] = [&rustls::version::TLS12];
+        match (self.floor, self.ceiling) {
+            (TlsFloor::V1_2, TlsCeiling::V1_3) => Ok(&BOTH),
+            (TlsFloor::V1_3, TlsCeiling::V1_3) => Ok(&NEWER),
+            (TlsFloor::V1_2, TlsCeiling::V1_2) => Ok(&OLDER),
+            (TlsFloor::V1_3, TlsCeiling::V1_2) => Err(BuildError::Versions),
         }
     }
+
+    fn provider(&self) -> Result<Arc<CryptoProvider>, BuildError> {
+        if self.cipher_suites.is_empty() && self.groups.is_empty() {
+            return Ok(provider());
+        }
+        let mut tuned = (*provider()).clone();
+        if !self.cipher_suites.is_empty() {
+            let all = std::mem::take(&mut tuned.cipher_suites);
+            let (newer, older): (Vec<_>, Vec<_>) = all.into_iter().partition(|s| s.tls13().is_some());
+            let wanted = self.cipher_suites.iter().filter_map(|name| {
+                older.iter().find(|suite| openssl_name(suite.suite()) == Some(name.as_str())).copied()
+            });
+            let wanted: Vec<_> = wanted.collect();
+            if wanted.is_empty() && self.floor == TlsFloor::V1_2 {
+                return Err(BuildError::NoCipherSuite(self.cipher_suites.join(", ")));
+            }
+            tuned.cipher_suites = newer.into_iter().chain(wanted).collect();
+        }
+        if !self.groups.is_empty() {
+            let all = std::mem::take(&mut tuned.kx_groups);
+            let wanted = |name: &String| all.iter().find(|group| named_group(name) == Some(group.name())).copied();
+            tuned.kx_groups = self.groups.iter().filter_map(wanted).collect();
+            if tuned.kx_groups.is_empty() {
+                return Err(BuildError::NoGroup(self.groups.join(", ")));
+            }
+        }
+        Ok(Arc::new(tuned))
+    }
+}
+
+/// OpenSSL's name of a cipher suite of TLS 1.2.
+fn openssl_name(suite: CipherSuite) -> Option<&'static str> {
+    Some(match suite {
+        CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256 => "ECDHE-ECDSA-AES128-GCM-SHA256",
+        CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384 => "ECDHE-ECDSA-AES256-GCM-SHA384",
+        CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256 => "ECDHE-ECDSA-CHACHA20-POLY1305",
+        CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256 => "ECDHE-RSA-AES128-GCM-SHA256",
+        CipherSuite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384 => "ECDHE-RSA-AES256-GCM-SHA384",
+        CipherSuite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256 => "ECDHE-RSA-CHACHA20-POLY1305",
+        _ => return None,
+    })
+}
+
+fn named_group(name: &str) -> Option<NamedGroup> {
+    Some(match name {
+        "X25519MLKEM768" => NamedGroup::X25519MLKEM768,
+        "X25519" => NamedGroup::X25519,
+        "P-256" => NamedGroup::secp256r1,
+        "P-384" => NamedGroup::secp384r1,
+        _ => return None,
+    })
 }
 
 /// Whether sessions are resumed. They live in the configuration that made them and end with it.
@@ -84,12 +173,14 @@ pub struct ServerSettings {
     pub trust: Vec<TrustBundle>,
     /// Which names clients must have.
     pub names: NameCheck,
+    /// Pinned certificates and keys.
+    pub pins: Pins,
     /// Revocation lists.
     pub revocation: Option<Arc<Revocation>>,
     /// Application protocols in order of preference; empty: ALPN is not negotiated.
     pub alpn: Vec<Vec<u8>>,
-    /// The lowest version.
-    pub floor: TlsFloor,
+    /// Versions, cipher suites, groups.
+    pub protocol: Protocol,
     /// Session resumption.
     pub resumption: Resumption,
     /// The clock; `None`: the system's.
@@ -105,12 +196,14 @@ pub struct ClientSettings {
     pub trust: Vec<TrustBundle>,
     /// Which names servers must have.
     pub names: NameCheck,
+    /// Pinned certificates and keys.
+    pub pins: Pins,
     /// Revocation lists.
     pub revocation: Option<Arc<Revocation>>,
     /// Application protocols in order of preference; empty: ALPN is not offered.
     pub alpn: Vec<Vec<u8>>,
-    /// The lowest version.
-    pub floor: TlsFloor,
+    /// Versions, cipher suites, groups.
+    pub protocol: Protocol,
     /// Session resumption.
     pub resumption: Resumption,
     /// Whether the server name is sent (SNI).
@@ -124,17 +217,21 @@ pub struct ClientSettings {
 /// # Errors
 /// See [`BuildError`].
 pub fn server_config(settings: &ServerSettings) -> Result<Arc<ServerConfig>, BuildError> {
-    let builder = ServerConfig::builder_with_details(provider(), clock(settings.clock.as_ref()))
-        .with_protocol_versions(settings.floor.versions())?;
+    let builder = ServerConfig::builder_with_details(settings.protocol.provider()?, clock(settings.clock.as_ref()))
+        .with_protocol_versions(settings.protocol.versions()?)?;
     let builder = match settings.client_auth {
         ClientAuth::None => builder.with_client_cert_verifier(WebPkiClientVerifier::no_client_auth()),
         auth => {
             if matches!(settings.names, NameCheck::ServerName) {
                 return Err(BuildError::ServerNameOnServer);
             }
-            let mandatory = auth == ClientAuth::Require;
-            let revocation = settings.revocation.as_ref();
-            builder.with_client_cert_verifier(verifier(&settings.trust, &settings.names, revocation, mandatory)?)
+            builder.with_client_cert_verifier(Arc::new(PeerVerifier {
+                bundles: some_trust(&settings.trust)?,
+                names: settings.names.clone(),
+                pins: settings.pins.clone(),
+                revocation: settings.revocation.clone(),
+                mandatory: auth == ClientAuth::Require,
+            }))
         }
     };
     let mut config = builder.with_cert_resolver(Arc::clone(&settings.keys) as Arc<_>);
@@ -157,9 +254,15 @@ pub fn server_config(settings: &ServerSettings) -> Result<Arc<ServerConfig>, Bui
 /// # Errors
 /// See [`BuildError`].
 pub fn client_config(settings: &ClientSettings) -> Result<Arc<ClientConfig>, BuildError> {
-    let verifier = verifier(&settings.trust, &settings.names, settings.revocation.as_ref(), false)?;
-    let builder = ClientConfig::builder_with_details(provider(), clock(settings.clock.as_ref()))
-        .with_protocol_versions(settings.floor.versions())?
+    let verifier = Arc::new(PeerVerifier {
+        bundles: some_trust(&settings.trust)?,
+        names: settings.names.clone(),
+        pins: settings.pins.clone(),
+        revocation: settings.revocation.clone(),
+        mandatory: false,
+    });
+    let builder = ClientConfig::builder_with_details(settings.protocol.provider()?, clock(settings.clock.as_ref()))
+        .with_protocol_versions(settings.protocol.versions()?)?
         .dangerous()
         .with_custom_certificate_verifier(verifier);
     let mut config = match &settings.keys {
@@ -175,17 +278,8 @@ pub fn client_config(settings: &ClientSettings) -> Result<Arc<ClientConfig>, Bui
     Ok(Arc::new(config))
 }
 
-fn verifier(
-    bundles: &[TrustBundle],
-    names: &NameCheck,
-    revocation: Option<&Arc<Revocation>>,
-    mandatory: bool,
-) -> Result<Arc<PeerVerifier>, BuildError> {
-    if bundles.is_empty() {
-        return Err(BuildError::NoTrust);
-    }
-    let (bundles, names, revocation) = (bundles.to_vec(), names.clone(), revocation.cloned());
-    Ok(Arc::new(PeerVerifier { bundles, names, revocation, mandatory }))
+fn some_trust(bundles: &[TrustBundle]) -> Result<Vec<TrustBundle>, BuildError> {
+    if bundles.is_empty() { Err(BuildError::NoTrust) } else { Ok(bundles.to_vec()) }
 }
 
 fn clock(given: Option<&Arc<dyn TimeProvider>>) -> Arc<dyn TimeProvider> {

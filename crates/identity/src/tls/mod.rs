@@ -20,7 +20,8 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 
 pub use cause::{Cause, Refusal};
 pub use config::{
-    BuildError, ClientAuth, ClientSettings, Resumption, ServerSettings, TlsFloor, client_config, server_config,
+    BuildError, ClientAuth, ClientSettings, Protocol, Resumption, ServerSettings, TlsCeiling, TlsFloor, client_config,
+    server_config,
 };
 pub(crate) use material::certificates;
 pub use material::{Credentials, KeySlot, MaterialError, Revocation, TrustBundle};
@@ -28,7 +29,7 @@ pub(crate) use peer::when;
 pub use peer::{PeerFacts, facts, peer_identity};
 pub use pin::{PinnedRoot, pinned_client_config};
 pub use san::{NameKind, SanMatcher, TextMatch};
-pub use verify::{NameCheck, verify_leaf};
+pub use verify::{NameCheck, Pins, verify_leaf};
 
 /// The cryptography of every Tulle program: aws-lc-rs, with the hybrid post-quantum group X25519MLKEM768 offered
 /// first, then X25519, P-256 and P-384. It is always passed explicitly, never installed as the process default.

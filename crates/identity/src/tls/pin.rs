@@ -7,7 +7,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
 
 use super::cause::{Cause, Refusal};
-use super::config::{BuildError, TlsFloor};
+use super::config::BuildError;
 use super::material::TrustBundle;
 use super::san::SanMatcher;
 use super::verify::{MAX_INTERMEDIATES, NameCheck, PeerVerifier};
@@ -33,7 +33,7 @@ pub fn pinned_client_config(
         seen: seen.clone(),
     };
     let mut config = ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(TlsFloor::V1_3.versions())?
+        .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_no_client_auth();
@@ -73,7 +73,7 @@ impl PinVerifier {
         let root = root.clone().into_owned();
         let bundle = TrustBundle::from_certificates(vec![self.trust_domain.clone()], vec![root])
             .map_err(|e| Refusal::new(Cause::BadCertificate, e.to_string()))?;
-        Ok(PeerVerifier { bundles: vec![bundle], names: self.names.clone(), revocation: None, mandatory: true })
+        Ok(PeerVerifier { bundles: vec![bundle], names: self.names.clone(), ..PeerVerifier::default() })
     }
 }
 

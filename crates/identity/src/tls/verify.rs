@@ -13,8 +13,8 @@ use webpki::{EndEntityCert, KeyUsage, RevocationCheckDepth, RevocationOptionsBui
 use super::cause::{Cause, Refusal, from_webpki};
 use super::material::{Revocation, TrustBundle};
 use super::peer::{PeerFacts, single_identity};
-use super::provider;
 use super::san::SanMatcher;
+use super::{provider, sha256};
 
 /// Chains longer than this are refused before any signature is checked.
 pub(super) const MAX_INTERMEDIATES: usize = 8;
@@ -44,18 +44,55 @@ pub fn verify_leaf(
     let Some((leaf, intermediates)) = chain.split_first() else {
         return Err(Refusal::new(Cause::NoCertificate, "the chain is empty"));
     };
-    let names = NameCheck::ChainOnly;
-    let verifier = PeerVerifier { bundles: vec![bundle.clone()], names, revocation: None, mandatory: true };
+    let verifier = PeerVerifier { bundles: vec![bundle.clone()], ..PeerVerifier::default() };
     let since = now.duration_since(std::time::SystemTime::UNIX_EPOCH).unwrap_or_default();
     verifier
         .verify(leaf, intermediates, UnixTime::since_unix_epoch(since), KeyUsage::client_auth())
         .map_err(|error| Refusal::new(Cause::of(&error), error.to_string()))
 }
 
+/// Certificates and keys by their SHA-256, in addition to a verified chain; if any is given, the peer's certificate must
+/// be one of the first or its key one of the second (Envoy's `verify_certificate_hash`, `verify_certificate_spki`).
+#[derive(Debug, Clone, Default)]
+pub struct Pins {
+    /// Of whole certificates.
+    pub certificates: Vec<[u8; 32]>,
+    /// Of public keys (SubjectPublicKeyInfo).
+    pub keys: Vec<[u8; 32]>,
+}
+
+impl Pins {
+    /// Reads the SHA-256 of a certificate: 64 hexadecimal digits, with or without colons.
+    pub fn certificate_hash(text: &str) -> Option<[u8; 32]> {
+        crate::token::unhex(&text.replace(':', ""))
+    }
+
+    /// Reads the SHA-256 of a key: base64.
+    pub fn key_hash(text: &str) -> Option<[u8; 32]> {
+        use base64::Engine;
+        base64::engine::general_purpose::STANDARD.decode(text).ok()?.try_into().ok()
+    }
+
+    fn check(&self, certificate: &CertificateDer<'_>, parsed: &EndEntityCert<'_>) -> Result<(), Refusal> {
+        if self.certificates.is_empty() && self.keys.is_empty() {
+            return Ok(());
+        }
+        if self.certificates.contains(&sha256(certificate)) {
+            return Ok(());
+        }
+        if self.keys.contains(&sha256(&parsed.subject_public_key_info())) {
+            return Ok(());
+        }
+        Err(Refusal::new(Cause::PinMismatch, "neither the certificate nor its key is one of the pinned ones"))
+    }
+}
+
 /// The one verifier for both directions.
+#[derive(Default)]
 pub(super) struct PeerVerifier {
     pub(super) bundles: Vec<TrustBundle>,
     pub(super) names: NameCheck,
+    pub(super) pins: Pins,
     pub(super) revocation: Option<Arc<Revocation>>,
     /// Whether a client without certificate is refused.
     pub(super) mandatory: bool,
@@ -74,6 +111,11 @@ impl PeerVerifier {
             return Err(Refusal::new(Cause::BadCertificate, detail).into());
         }
         let facts = PeerFacts::read(end_entity)?;
+        // X.509-SVID section 5.2: whatever calls itself a SPIFFE identity is one, not several.
+        if facts.uri_names.len() > 1 && facts.uri_names.iter().any(|uri| is_spiffe(uri)) {
+            let detail = format!("the certificate has {} URI names, not one", facts.uri_names.len());
+            return Err(Refusal::new(Cause::NotSpiffe, detail).into());
+        }
         let bundle = self.bundle_for(&facts);
         // The chain is judged before the names: an unknown authority is the stronger news. When no bundle speaks for
         // the peer's trust domain, its chain is still checked against all, so that the cause says which it is.
@@ -113,6 +155,7 @@ impl PeerVerifier {
         usage: KeyUsage,
     ) -> Result<(), Error> {
         let certificate = EndEntityCert::try_from(end_entity).map_err(|e| from_webpki(&e, now))?;
+        let pinned = || self.pins.check(end_entity, &certificate);
         let algorithms = provider().signature_verification_algorithms.all;
         let lists: Vec<_> = self.revocation.iter().flat_map(|r| r.lists()).collect();
         let mut failure = Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
@@ -124,7 +167,7 @@ impl PeerVerifier {
             });
             let anchors = bundle.anchors();
             match certificate.verify_for_usage(algorithms, anchors, intermediates, now, usage, revocation, None) {
-                Ok(_) => return Ok(()),
+                Ok(_) => return Ok(pinned()?),
                 Err(error) => failure = from_webpki(&error, now),
             }
         }
@@ -140,6 +183,10 @@ impl PeerVerifier {
         let detail = format!("presented {}; expected one of: {}", facts.names(), expected.join(", "));
         Err(Refusal::new(Cause::SanMismatch, detail))
     }
+}
+
+fn is_spiffe(uri: &str) -> bool {
+    uri.get(..9).is_some_and(|scheme| scheme.eq_ignore_ascii_case("spiffe://"))
 }
 
 impl fmt::Debug for PeerVerifier {

@@ -15,6 +15,7 @@ use zeroize::Zeroizing;
 
 use crate::tls::{hex, sha256};
 
+pub(crate) use file::unhex;
 pub use file::{JoinToken, TokenFileError};
 pub use store::{Grant, Redeemed, TokenError, TokenInfo, TokenRefusal, TokenState, TokenStore};
 

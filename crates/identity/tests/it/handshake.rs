@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use identity::tls::{
-    self, Cause, ClientAuth, ClientSettings, KeySlot, NameCheck, PeerFacts, Resumption, SanMatcher, ServerSettings,
-    TlsFloor, TrustBundle,
+    self, Cause, ClientAuth, ClientSettings, KeySlot, NameCheck, PeerFacts, Pins, Protocol, Resumption, SanMatcher,
+    ServerSettings, TlsCeiling, TlsFloor, TrustBundle,
 };
 use rcgen::ExtendedKeyUsagePurpose;
 use rustls::{ClientConfig, ClientConnection, HandshakeKind, NamedGroup, ServerConfig, ServerConnection};
@@ -273,12 +273,74 @@ fn plaintext_and_old_versions_have_their_causes() {
     server.read_tls(&mut &b"GET / HTTP/1.1\r\nHost: cart\r\n\r\n"[..]).unwrap();
     assert_eq!(Cause::of(&server.process_new_packets().unwrap_err()), Cause::NotTls);
 
-    let server = ServerSettings { floor: TlsFloor::V1_3, ..server_of(&ca, &Leaf::spiffe(CART)) };
+    let server = ServerSettings {
+        protocol: Protocol { floor: TlsFloor::V1_3, ..Protocol::default() },
+        ..server_of(&ca, &Leaf::spiffe(CART))
+    };
     let client = client_of(&ca, &Leaf::spiffe(WEB));
     let done = attempt(&client, &server).unwrap();
     assert_eq!(done.server.protocol_version(), Some(rustls::ProtocolVersion::TLSv1_3));
     let strange = ClientSettings { alpn: vec![b"strange".to_vec()], ..client };
     assert_eq!(refused(&strange, &server), ("server", Cause::NothingInCommon));
+}
+
+#[test]
+fn pins_are_checked_in_addition_to_the_chain() {
+    let ca = Authority::new("root");
+    let server = server_of(&ca, &Leaf::spiffe(CART));
+    let hash = server.keys.current()[0].facts().hash.clone();
+    let good = Pins { certificates: vec![Pins::certificate_hash(&hash).unwrap()], ..Pins::default() };
+    let bad = Pins { certificates: vec![[7; 32]], keys: vec![[8; 32]] };
+    let client = |pins| ClientSettings { pins, ..client_of(&ca, &Leaf::spiffe(WEB)) };
+    assert!(attempt(&client(good.clone()), &server).is_ok());
+    assert_eq!(refused(&client(bad), &server), ("client", Cause::PinMismatch));
+    let other = Authority::new("other");
+    let mut stranger = client(good);
+    stranger.trust = vec![other.bundle("mesh.test")];
+    assert_eq!(refused(&stranger, &server), ("client", Cause::UnknownCa), "a pin replaces no chain");
+    let colons: Vec<_> = hash.as_bytes().chunks(2).map(|pair| std::str::from_utf8(pair).unwrap()).collect();
+    assert_eq!(Pins::certificate_hash(&colons.join(":")), Pins::certificate_hash(&hash));
+    assert!(Pins::certificate_hash("12").is_none() && Pins::key_hash("AAAA").is_none());
+}
+
+#[test]
+fn versions_suites_and_groups_are_kept_to() {
+    let ca = Authority::new("root");
+    let server = |protocol| ServerSettings { protocol, ..server_of(&ca, &Leaf::spiffe(CART)) };
+    let client = client_of(&ca, &Leaf::spiffe(WEB));
+    let suite = "ECDHE-ECDSA-CHACHA20-POLY1305";
+    let done = attempt(
+        &client,
+        &server(Protocol {
+            ceiling: TlsCeiling::V1_2,
+            cipher_suites: vec!["AES128-SHA".into(), suite.into()],
+            groups: vec!["P-521".into(), "P-384".into()],
+            ..Protocol::default()
+        }),
+    )
+    .unwrap();
+    assert_eq!(done.client.protocol_version(), Some(rustls::ProtocolVersion::TLSv1_2));
+    let agreed = done.client.negotiated_cipher_suite().unwrap().suite();
+    assert_eq!(agreed, rustls::CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256);
+    assert_eq!(done.client.negotiated_key_exchange_group().unwrap().name(), NamedGroup::secp384r1);
+    for wrong in [
+        Protocol { floor: TlsFloor::V1_3, ceiling: TlsCeiling::V1_2, ..Protocol::default() },
+        Protocol { cipher_suites: vec!["RC4-MD5".into()], ..Protocol::default() },
+        Protocol { groups: vec!["P-521".into()], ..Protocol::default() },
+    ] {
+        assert!(tls::server_config(&server(wrong.clone())).is_err(), "{wrong:?}");
+    }
+}
+
+#[test]
+fn two_spiffe_names_are_refused_also_where_any_name_goes() {
+    let ca = Authority::new("root");
+    let mut server = server_of(&ca, &Leaf::spiffe(CART));
+    server.trust = vec![TrustBundle::for_any_name(ca.pem.as_bytes()).unwrap()];
+    let two = Leaf { uris: vec![WEB, "https://example.com"], ..Leaf::spiffe(WEB) };
+    assert_eq!(refused(&client_of(&ca, &two), &server), ("server", Cause::NotSpiffe));
+    let plain = Leaf { uris: vec!["https://a.example", "https://b.example"], ..Leaf::spiffe(WEB) };
+    assert!(attempt(&client_of(&ca, &plain), &server).is_ok());
 }
 
 #[test]
