@@ -14,7 +14,10 @@ use engine::tls::{
 use hashbrown::HashMap;
 use identity::tls as rust_tls;
 use parking_lot::Mutex;
-use rust_tls::{ClientAuth, ClientSettings, Credentials, KeySlot, NameCheck, ServerSettings, TlsFloor, TrustBundle};
+use rust_tls::{
+    ClientAuth, ClientSettings, Credentials, KeySlot, NameCheck, Pins, Protocol, Revocation, ServerSettings,
+    TlsCeiling, TlsFloor, TrustBundle,
+};
 use rustls::pki_types::ServerName;
 
 /// Why there is no TLS configuration.
@@ -40,6 +43,16 @@ pub enum Problem {
     /// A matcher is wrong.
     #[error("subject alternative name matcher: {0}")]
     Matcher(String),
+    /// A pinned hash is not one.
+    #[error("{field}: `{text}` is no SHA-256 in {form}")]
+    Pin {
+        /// Which field.
+        field: &'static str,
+        /// What stands there.
+        text: String,
+        /// How it should be written.
+        form: &'static str,
+    },
 }
 
 /// The two faces of a server's configuration.
@@ -86,6 +99,8 @@ struct Inner {
     watched: HashMap<Arc<std::path::Path>, Option<SystemTime>>,
     generation: u64,
     numbers: u64,
+    /// Whether some context has several certificates: it is built anew when one of them changes.
+    copies: bool,
     servers: HashMap<usize, Kept<DownstreamTls, ServerTls>>,
     clients: HashMap<usize, Kept<UpstreamTls, ClientTls>>,
 }
@@ -120,7 +135,8 @@ impl Contexts {
                 let credentials = credentials(certificate)?;
                 let fresh = !inner.slots.contains_key(name);
                 inner.slots.entry(name.clone()).or_insert_with(KeySlot::empty).set(vec![credentials]);
-                fresh
+                // Contexts with several certificates hold a copy of them all.
+                fresh || inner.copies
             }
             Secret::Validation(validation) => {
                 trust_of(validation, &mut HashMap::new())?;
@@ -196,6 +212,7 @@ impl Contexts {
     /// Reads certificate and root files anew that changed on disk since they were read.
     pub fn refresh_files(&self) {
         let mut inner = self.inner.lock();
+        let mut renewed = false;
         for (files, file) in &mut inner.files {
             let changed = (modified(&files.0), modified(&files.1));
             if changed == file.changed {
@@ -205,12 +222,14 @@ impl Contexts {
                 Ok(credentials) => {
                     file.slot.set(vec![credentials]);
                     file.changed = changed;
+                    renewed = true;
                     tracing::info!(chain = %files.0.display(), "certificate read anew");
                 }
                 // The writer may be between two files: the old pair stays, and the next look decides.
                 Err(problem) => tracing::debug!(chain = %files.0.display(), %problem, "certificate not usable yet"),
             }
         }
+        inner.generation += u64::from(renewed && inner.copies);
         let stale: Vec<_> = inner
             .watched
             .iter()
@@ -230,21 +249,23 @@ impl Contexts {
 impl Inner {
     fn build_server(&mut self, context: &DownstreamTls) -> Result<ServerTls, Problem> {
         let common = &context.common;
-        let (trust, names, revocation) = self.validation(common)?;
-        let client_auth = match (&trust, context.require_client_certificate) {
-            (None, _) => ClientAuth::None,
-            (Some(_), true) => ClientAuth::Require,
+        let peer = self.validation(common)?;
+        // A certificate that is required but that nobody can judge: the build then says that no authority is trusted.
+        let client_auth = match (&common.validation, context.require_client_certificate) {
+            (_, true) => ClientAuth::Require,
             (Some(_), false) => ClientAuth::Request,
+            (None, false) => ClientAuth::None,
         };
         let alpn: Arc<[Arc<str>]> = common.alpn.iter().cloned().collect();
         let mut settings = ServerSettings {
             keys: self.keys(common)?.unwrap_or_default(),
             client_auth,
-            trust: trust.unwrap_or_default(),
-            names,
-            revocation,
+            trust: peer.trust,
+            names: peer.names,
+            pins: peer.pins,
+            revocation: peer.revocation,
             alpn: alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect(),
-            floor: floor(common),
+            protocol: protocol(common),
             ..ServerSettings::default()
         };
         let with_alpn = rust_tls::server_config(&settings)?;
@@ -255,19 +276,20 @@ impl Inner {
 
     fn build_client(&mut self, context: &UpstreamTls) -> Result<ClientTls, Problem> {
         let common = &context.common;
-        let (trust, mut names, revocation) = self.validation(common)?;
+        let mut peer = self.validation(common)?;
         if context.auto_sni_san_validation {
-            names = NameCheck::ServerName;
+            peer.names = NameCheck::ServerName;
         }
         let keys = self.keys(common)?;
         let mutual = keys.is_some();
         let settings = ClientSettings {
             keys,
-            trust: trust.unwrap_or_default(),
-            names,
-            revocation,
+            trust: peer.trust,
+            names: peer.names,
+            pins: peer.pins,
+            revocation: peer.revocation,
             alpn: common.alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect(),
-            floor: floor(common),
+            protocol: protocol(common),
             send_server_name: context.sni.is_some() || context.auto_host_sni,
             ..ClientSettings::default()
         };
@@ -281,6 +303,7 @@ impl Inner {
             [] => Ok(None),
             [one] => self.slot(one).map(Some),
             several => {
+                self.copies = true;
                 let mut all = Vec::new();
                 for source in several {
                     all.extend(self.slot(source)?.current().iter().cloned());
@@ -321,12 +344,8 @@ impl Inner {
         Ok(slot)
     }
 
-    #[allow(clippy::type_complexity)] // Three parts of one settings value, taken apart at once.
-    fn validation(
-        &mut self,
-        common: &TlsCommon,
-    ) -> Result<(Option<Vec<TrustBundle>>, NameCheck, Option<Arc<rust_tls::Revocation>>), Problem> {
-        let Some(own) = &common.validation else { return Ok((None, NameCheck::ChainOnly, None)) };
+    fn validation(&mut self, common: &TlsCommon) -> Result<PeerRules, Problem> {
+        let Some(own) = &common.validation else { return Ok(PeerRules::default()) };
         let delivered = match &own.secret {
             None => None,
             Some(name) => match self.secrets.get(name) {
@@ -334,28 +353,53 @@ impl Inner {
                 _ => return Err(Problem::Missing(name.name.to_string())),
             },
         };
-        let mut trust = trust_of(own, &mut self.watched)?;
-        let mut matchers: Vec<&SanMatcher> = own.sans.iter().collect();
-        let mut crl = own.crl.as_ref();
-        if let Some(delivered) = &delivered {
-            trust.extend(trust_of(delivered, &mut self.watched)?);
-            matchers.extend(&delivered.sans);
-            crl = crl.or(delivered.crl.as_ref());
-        }
-        let names = if matchers.is_empty() {
-            NameCheck::ChainOnly
-        } else {
-            NameCheck::OneOf(matchers.into_iter().map(san_matcher).collect::<Result<_, _>>()?)
-        };
-        let revocation = match crl {
-            None => None,
-            Some(source) => {
-                note(source, &mut self.watched);
-                Some(rust_tls::Revocation::from_pem(&read(source)?, own.only_leaf_crl)?)
+        let both = || std::iter::once(own).chain(delivered.as_deref());
+        let mut rules = PeerRules::default();
+        let mut matchers = Vec::new();
+        for part in both() {
+            // As Envoy merges the two: names and hashes add up, delivered roots and lists replace those written here.
+            let trust = trust_of(part, &mut self.watched)?;
+            if !trust.is_empty() {
+                rules.trust = trust;
             }
-        };
-        Ok((Some(trust), names, revocation))
+            add_pins(part, &mut rules.pins)?;
+            for matcher in &part.sans {
+                matchers.push(san_matcher(matcher)?);
+            }
+        }
+        if !matchers.is_empty() {
+            rules.names = NameCheck::OneOf(matchers);
+        }
+        if let Some(source) = both().filter_map(|part| part.crl.as_ref()).last() {
+            note(source, &mut self.watched);
+            let leaf_only = both().any(|part| part.only_leaf_crl);
+            rules.revocation = Some(Revocation::from_pem(&read(source)?, leaf_only)?);
+        }
+        Ok(rules)
     }
+}
+
+/// How a peer is judged.
+#[derive(Default)]
+struct PeerRules {
+    trust: Vec<TrustBundle>,
+    names: NameCheck,
+    pins: Pins,
+    revocation: Option<Arc<Revocation>>,
+}
+
+fn add_pins(validation: &Validation, pins: &mut Pins) -> Result<(), Problem> {
+    for text in &validation.certificate_hashes {
+        let (field, form) = ("verify_certificate_hash", "hexadecimal");
+        let wrong = || Problem::Pin { field, text: text.to_string(), form };
+        pins.certificates.push(Pins::certificate_hash(text).ok_or_else(wrong)?);
+    }
+    for text in &validation.spki_hashes {
+        let (field, form) = ("verify_certificate_spki", "base64");
+        let wrong = || Problem::Pin { field, text: text.to_string(), form };
+        pins.keys.push(Pins::key_hash(text).ok_or_else(wrong)?);
+    }
+    Ok(())
 }
 
 /// Name for the handshake where the context sends none.
@@ -364,27 +408,37 @@ pub fn server_name(sni: Option<&str>) -> ServerName<'static> {
         .unwrap_or_else(|| ServerName::IpAddress(std::net::IpAddr::from([127, 0, 0, 1]).into()))
 }
 
-fn floor(common: &TlsCommon) -> TlsFloor {
-    match common.min_version {
-        Some(TlsVersion::V1_3) => TlsFloor::V1_3,
-        _ => TlsFloor::V1_2,
+fn protocol(common: &TlsCommon) -> Protocol {
+    let texts = |names: &[Arc<str>]| names.iter().map(ToString::to_string).collect();
+    Protocol {
+        floor: match common.min_version {
+            Some(TlsVersion::V1_3) => TlsFloor::V1_3,
+            _ => TlsFloor::V1_2,
+        },
+        ceiling: match common.max_version {
+            Some(TlsVersion::V1_2) => TlsCeiling::V1_2,
+            _ => TlsCeiling::V1_3,
+        },
+        cipher_suites: texts(&common.cipher_suites),
+        groups: texts(&common.curves),
     }
 }
 
+/// Roots by trust domain, if there are such, alone: a chain to other roots then proves nothing.
 fn trust_of(
     validation: &Validation,
     watched: &mut HashMap<Arc<std::path::Path>, Option<SystemTime>>,
 ) -> Result<Vec<TrustBundle>, Problem> {
-    let mut bundles = Vec::new();
-    if let Some(source) = &validation.roots {
-        note(source, watched);
-        bundles.push(TrustBundle::for_any_name(&read(source)?)?);
+    if !validation.trust_domains.is_empty() {
+        let bundles = validation.trust_domains.iter().map(|(domain, source)| {
+            note(source, watched);
+            Ok(TrustBundle::for_trust_domains([&**domain], &read(source)?)?)
+        });
+        return bundles.collect();
     }
-    for (domain, source) in &validation.trust_domains {
-        note(source, watched);
-        bundles.push(TrustBundle::for_trust_domains([domain.to_string()], &read(source)?)?);
-    }
-    Ok(bundles)
+    let Some(source) = &validation.roots else { return Ok(Vec::new()) };
+    note(source, watched);
+    Ok(vec![TrustBundle::for_any_name(&read(source)?)?])
 }
 
 fn note(source: &DataSource, watched: &mut HashMap<Arc<std::path::Path>, Option<SystemTime>>) {
@@ -432,4 +486,76 @@ fn read(source: &DataSource) -> Result<bytes::Bytes, Problem> {
 
 fn modified(path: &std::path::Path) -> Option<SystemTime> {
     std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn roots() -> DataSource {
+        let authority = testkit::issue::Authority::new("root").unwrap();
+        DataSource::Inline(authority.root().to_owned().into())
+    }
+
+    fn downstream(require: bool, validation: Option<Validation>) -> Arc<DownstreamTls> {
+        Arc::new(DownstreamTls {
+            common: TlsCommon { validation, ..TlsCommon::default() },
+            require_client_certificate: require,
+            require_sni: false,
+            disable_stateless_resumption: false,
+            disable_stateful_resumption: false,
+        })
+    }
+
+    #[test]
+    fn a_required_certificate_needs_somebody_who_judges_it() {
+        let contexts = Contexts::default();
+        for validation in [None, Some(Validation::default())] {
+            let problem = contexts.server(&downstream(true, validation)).unwrap_err();
+            assert!(matches!(problem, Problem::Build(rust_tls::BuildError::NoTrust)), "{problem}");
+        }
+        assert!(contexts.server(&downstream(false, None)).is_ok());
+        assert!(
+            contexts.server(&downstream(true, Some(Validation { roots: Some(roots()), ..Default::default() }))).is_ok()
+        );
+    }
+
+    #[test]
+    fn pins_and_trust_domains_reach_the_verifier() {
+        let mut inner = Inner::default();
+        let rules = |inner: &mut Inner, validation| {
+            inner.validation(&TlsCommon { validation: Some(validation), ..TlsCommon::default() })
+        };
+        let pinned = Validation {
+            certificate_hashes: vec!["ab:".repeat(31).into(), "ab".repeat(32).into()],
+            ..Validation::default()
+        };
+        let problem = rules(&mut inner, pinned).map(|_| ()).unwrap_err();
+        assert!(problem.to_string().starts_with("verify_certificate_hash: `ab:ab:"), "{problem}");
+        let pinned = Validation {
+            roots: Some(roots()),
+            certificate_hashes: vec!["ab".repeat(32).into()],
+            spki_hashes: vec!["q6urq6urq6urq6urq6urq6urq6urq6urq6urq6urq6s=".into()],
+            ..Validation::default()
+        };
+        let pins = rules(&mut inner, pinned).unwrap_or_else(|problem| panic!("{problem}")).pins;
+        assert_eq!((pins.certificates, pins.keys), (vec![[0xab; 32]], vec![[0xab; 32]]));
+        let domains = vec![("a.test".into(), roots()), ("b.test".into(), roots())];
+        let spiffe = Validation { roots: Some(roots()), trust_domains: domains, ..Validation::default() };
+        let trust = rules(&mut inner, spiffe).unwrap_or_else(|problem| panic!("{problem}")).trust;
+        let named: Vec<_> = trust.iter().map(TrustBundle::trust_domains).collect();
+        assert_eq!(named, [["a.test"], ["b.test"]], "the roots of any name are not among them");
+    }
+
+    #[test]
+    fn delivered_roots_replace_those_written_in_place() {
+        let mut inner = Inner::default();
+        let name = SecretRef { name: "ROOTCA".into(), source: engine::tls::SecretSource::Ads };
+        let delivered = Validation { roots: Some(roots()), ..Validation::default() };
+        inner.secrets.insert(name.clone(), Secret::Validation(Arc::new(delivered)));
+        let own = Validation { roots: Some(roots()), secret: Some(name), ..Validation::default() };
+        let common = TlsCommon { validation: Some(own), ..TlsCommon::default() };
+        let trust = inner.validation(&common).unwrap_or_else(|problem| panic!("{problem}")).trust;
+        assert_eq!(trust.len(), 1);
+    }
 }
