@@ -2,6 +2,7 @@
 
 mod cases;
 mod ci;
+mod corpus;
 mod deny;
 mod docs;
 mod interop;
@@ -23,6 +24,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Task {
     Cases(cases::Args),
+    Corpus(corpus::Args),
     /// Check that each crate imports only what `layers.toml` lets it
     Layers,
     /// Check the rules of the repository that no other linter knows
@@ -39,6 +41,7 @@ enum Task {
 fn main() -> ExitCode {
     let done = match Cli::parse().task {
         Task::Cases(args) => cases::run(&args),
+        Task::Corpus(args) => corpus::run(&args),
         Task::Layers => layers::run(),
         Task::Tidy => tidy::run(),
         Task::Deny => deny::run(),
