@@ -41,8 +41,9 @@ pub struct Decision {
     pub cors: Vec<(HeaderName, HeaderValue)>,
     /// A cookie that the hash policy makes, for the response.
     pub set_cookie: Option<HeaderValue>,
-    /// The answer is the route's own (direct response, redirect): the route's header changes apply to it.
-    pub answers_directly: bool,
+    /// The route's header changes apply to the response: to an upstream's, and to answers of the proxy's own but for
+    /// those of authorization and CORS (that is what Envoy does).
+    pub shapes_response: bool,
     /// The route that matched, whatever then happened; for logs, metrics and header changes.
     pub matched: Option<Matched>,
     /// Response flags so far (`DI`).
@@ -123,7 +124,7 @@ pub fn decide(plan: &Plan, manager: &HttpManager, facts: &Facts<'_>, now: Moment
         rbac: Vec::new(),
         cors: Vec::new(),
         set_cookie: None,
-        answers_directly: false,
+        shapes_response: false,
         matched,
         flags: Flags::NONE,
     };
@@ -135,7 +136,7 @@ pub fn decide(plan: &Plan, manager: &HttpManager, facts: &Facts<'_>, now: Moment
     }
     if let Some(matched) = &decision.matched {
         let (outcome, set_cookie) = act(plan, manager, matched, facts, dice);
-        decision.answers_directly = matches!(&outcome, Outcome::Reply(reply) if !reply.is_error);
+        decision.shapes_response = true;
         decision.set_cookie = set_cookie;
         decision.outcome = outcome;
     }
@@ -234,10 +235,12 @@ fn inject(decision: &mut Decision, policy: &FaultPolicy, facts: &Facts<'_>, dice
         decision.fault = injected.hold;
     }
     let matched = decision.matched.as_ref();
-    injected.abort.map(|reply| match matched {
+    let reply = injected.abort.map(|reply| match matched {
         Some(matched) => reply.from_origin(&matched.route.metadata),
         None => reply,
-    })
+    });
+    decision.shapes_response = reply.is_some();
+    reply
 }
 
 type Acted = (Outcome, Option<HeaderValue>);

@@ -79,11 +79,10 @@ pub fn auto_host<'e>(matched: &Matched, endpoint: &'e Endpoint) -> Option<&'e st
     (auto && !endpoint.hostname.is_empty()).then_some(&*endpoint.hostname)
 }
 
-/// Applies a decision's changes to a response. `from_upstream`: an upstream's answer. Errors that the proxy makes itself
-/// take only the CORS headers; direct responses and redirects take the route's changes too.
-pub fn response(decision: &Decision, from_upstream: bool, values: &impl Values, headers: &mut HeaderMap) {
-    let routed = from_upstream || decision.answers_directly;
-    if let Some(matched) = decision.matched.as_ref().filter(|_| routed) {
+/// Applies a decision's changes to a response, an upstream's or one of the proxy's own: header changes of the route where
+/// they apply ([`Decision::shapes_response`]), CORS headers, and the cookie of the hash policy.
+pub fn response(decision: &Decision, values: &impl Values, headers: &mut HeaderMap) {
+    if let Some(matched) = decision.matched.as_ref().filter(|_| decision.shapes_response) {
         for level in levels(matched) {
             for name in &level.response_remove {
                 headers.remove(name);

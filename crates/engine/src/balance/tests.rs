@@ -158,6 +158,47 @@ fn slow_start_grows() {
     assert!((at(1100) - 0.5).abs() < 0.01);
 }
 
+/// Where Envoy 1.40 sent keys `key-0` to `key-59`, for endpoints 127.0.0.1:21001 to 21005: the positions of the endpoints.
+/// The last two with weights 1, 1, 1, 2, 3, a ring of at least 64 and a table of 251.
+const ENVOY: [(&str, [u32; 5], &str); 4] = [
+    ("lb_policy: RING_HASH", [1; 5], "004403112021204403412412301131442210401243321411324233011024"),
+    ("lb_policy: MAGLEV", [1; 5], "403231214040102201301331312044120144031334414313021324143204"),
+    (
+        "lb_policy: RING_HASH\nring_hash_lb_config: {minimum_ring_size: 64}",
+        [1, 1, 1, 2, 3],
+        "343333133213024413303344333114304404231330302120343031021123",
+    ),
+    (
+        "lb_policy: MAGLEV\nmaglev_lb_config: {table_size: 251}",
+        [1, 1, 1, 2, 3],
+        "101004314144304202132234231143144444144244240424042324144433",
+    ),
+];
+
+#[test]
+fn hashing_agrees_with_envoy() {
+    for (lb, weights, wanted) in ENVOY {
+        let mut set = set(&[&[
+            (1, weights[0], UP),
+            (2, weights[1], UP),
+            (3, weights[2], UP),
+            (4, weights[3], UP),
+            (5, weights[4], UP),
+        ]]);
+        for (at, host) in set.groups[0].endpoints.iter_mut().enumerate() {
+            Arc::get_mut(host).unwrap().address = Address::Socket(([127, 0, 0, 1], 21_001 + at as u16).into());
+        }
+        let balancer = Balancer::new(&cluster(lb, &[]).config, &Arc::new(set));
+        let place = |key: u32| {
+            let hash = xxhash_rust::xxh64::xxh64(format!("key-{key}").as_bytes(), 0);
+            let request = Request { hash: Some(hash), ..Request::default() };
+            let picked = balancer.pick(request, Moment::START, &mut Dice::new(1)).unwrap();
+            picked.address.socket().unwrap().port() - 21_001
+        };
+        assert_eq!((0..60).map(|key| place(key).to_string()).collect::<String>(), wanted, "{lb}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
     #[test]

@@ -162,3 +162,39 @@ fn routes_override_rules() {
         ",
     );
 }
+
+#[test]
+fn clients_are_known_by_any_of_their_names() {
+    let rules = |matcher: &str| {
+        world(&format!(
+            "    rules: {{action: ALLOW, policies: {{p: {{permissions: [{{any: true}}], principals: [{{authenticated: {matcher}}}]}}}}}}"
+        ))
+    };
+    let two_names = || {
+        let mut ask = Ask::new("GET x/").by("spiffe://td/a");
+        ask.rename(|peer| {
+            peer.dns_sans = vec!["d.test".into()];
+            peer.subject = "CN=subj".into();
+        });
+        ask
+    };
+    let anonymous = || {
+        let mut ask = Ask::new("GET x/").by("spiffe://td/a");
+        ask.anonymous();
+        ask
+    };
+    let passes = |matcher: &str, ask: &Ask| line(&rules(matcher), ask) == "a";
+    // As Envoy 1.40 answers for such certificates.
+    for matcher in [
+        "{}",
+        "{principal_name: {exact: 'spiffe://td/a'}}",
+        "{principal_name: {exact: d.test}}",
+        "{principal_name: {contains: 'CN=subj'}}",
+    ] {
+        assert!(passes(matcher, &two_names()), "{matcher}");
+    }
+    assert!(!passes("{principal_name: {exact: ''}}", &two_names()));
+    assert!(passes("{}", &anonymous()), "TLS without a client certificate, where the listener takes it");
+    assert!(!passes("{principal_name: {safe_regex: {regex: '.+'}}}", &anonymous()));
+    assert!(!passes("{}", &Ask::new("GET x/")), "plain text");
+}

@@ -103,3 +103,39 @@ fn faults_for_a_share_of_requests() {
     drop(held);
     assert!((0..200).any(|_| world.decide(&ask, &mut dice).1 != "a"));
 }
+
+#[test]
+fn route_headers_on_answers_of_our_own() {
+    let hosts = r#"
+- name: v
+  domains: ["*"]
+  response_headers_to_add: [{header: {key: x-route, value: "1"}}]
+  routes:
+    - {match: {prefix: /direct}, direct_response: {status: 200}}
+    - {match: {prefix: /none}, route: {cluster: nowhere}}
+    - match: {prefix: /abort}
+      route: {cluster: a}
+      typed_per_filter_config:
+        fault:
+          "@type": type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault
+          abort: {http_status: 555, percentage: {numerator: 100}}
+    - {match: {prefix: /denied}, route: {cluster: a}}
+"#;
+    let filters = r#"
+- name: rbac
+  typed_config:
+    "@type": type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC
+    rules: {action: DENY, policies: {p: {permissions: [{url_path: {path: {prefix: /denied}}}], principals: [{any: true}]}}}
+- name: fault
+  typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault}
+"#;
+    let world = World::new(hosts, filters);
+    // As Envoy 1.40 answers: every one but the denial has the route's header.
+    for (path, status, shaped) in
+        [("/direct", 200, true), ("/none", 503, true), ("/abort", 555, true), ("/denied", 403, false)]
+    {
+        let (decision, line) = world.decide(&Ask::new(&format!("GET x{path}")), &mut Dice::new(1));
+        assert!(line.starts_with(&status.to_string()), "{line}");
+        assert_eq!(decision.shapes_response, shaped, "{path}");
+    }
+}

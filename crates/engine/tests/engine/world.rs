@@ -103,6 +103,17 @@ impl Ask {
         self
     }
 
+    /// Changes what the client's certificate says.
+    pub fn rename(&mut self, change: impl FnOnce(&mut Peer)) {
+        let peer = self.connection.peer.get_or_insert_default();
+        change(Arc::make_mut(peer));
+    }
+
+    /// The client presents no certificate.
+    pub fn anonymous(&mut self) {
+        self.connection.peer = None;
+    }
+
     pub fn to(mut self, local: &str) -> Self {
         self.connection.local = local.parse().expect("address");
         self

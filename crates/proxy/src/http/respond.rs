@@ -93,7 +93,7 @@ impl Exchange {
             headers.insert(ATTEMPT_COUNT, HeaderValue::from(self.record.upstream.attempts));
         }
         if let Some(decision) = &self.decision {
-            shape::response(decision, forwarded, &self.record, headers);
+            shape::response(decision, &self.record, headers);
         }
         if manager.request_id_in_response
             && let Some(id) = self.record.request_headers.get(X_REQUEST_ID)

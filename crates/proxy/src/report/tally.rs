@@ -273,8 +273,7 @@ impl Tally {
                 .inc();
                 self.tower.ejected(&cluster.config.name, *cause);
             }
-            // The shell logs it; no endpoint changed sides.
-            EventKind::Overflow { .. } => {}
+            EventKind::Overflow { .. } => cells.outlier_ejections_overflow.inc(),
             EventKind::Returned => cells.outlier_ejections_active.dec(),
         }
     }
