@@ -165,7 +165,10 @@ impl Proxies {
                 let reason = if proxy.sent < revision { "nothing was sent to it yet" } else { "it did not answer yet" };
                 waited.missing.push((proxy.node.clone(), reason.to_owned()));
             } else if let Some(refused) = proxy.refused.first() {
-                let reason = format!("it refused {}: {}", refused.name, refused.message);
+                // Most clients name the resource themselves.
+                let named = refused.message.contains(&*refused.name);
+                let name = if named { String::new() } else { format!("{}: ", refused.name) };
+                let reason = format!("it refused {name}{}", refused.message);
                 waited.missing.push((proxy.node.clone(), reason));
             } else {
                 let took = proxy.settled_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(since));

@@ -261,7 +261,7 @@ async fn take_in(source: &Arc<MeshSource>, batches: Vec<Batch>) {
             revision = applied.revision,
             objects = applied.objects.len(),
             proxies = changed.len(),
-            took_ms = applied.at.elapsed().as_secs_f64() * 1e3,
+            took_us = applied.at.elapsed().as_micros(),
         );
     });
     if work.await.is_err() {

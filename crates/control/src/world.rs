@@ -7,7 +7,7 @@ use std::time::Instant;
 use compile::{Incremental, Mesh, WorkloadKey};
 use model::{Code, Diagnostic, Entry, Label, MeshConfig, ObjectKey, Origin, Position, Severity};
 use parking_lot::{RwLock, RwLockReadGuard};
-use resources::ParseOptions;
+use resources::{ParseOptions, Places};
 use tokio::sync::watch;
 
 use crate::inputs::Batch;
@@ -147,7 +147,14 @@ impl Model {
         let mut all: Vec<Diagnostic> = self.units.values().flat_map(|unit| unit.diagnostics.iter().cloned()).collect();
         let twice = self.owners.iter().filter(|(_, files)| files.len() > 1);
         all.extend(twice.filter_map(|(key, files)| self.declared_twice(key, files)));
-        all.extend(self.mesh().diagnostics());
+        let mut places = HashMap::new();
+        for mut finding in self.mesh().diagnostics() {
+            let unit = finding.file.as_ref().and_then(|file| Some((file.clone(), self.units.get(file)?)));
+            if let Some((file, unit)) = unit {
+                places.entry(file).or_insert_with(|| Places::of(&unit.text)).sharpen(&mut finding);
+            }
+            all.push(finding);
+        }
         all.sort_by_key(place);
         all
     }
