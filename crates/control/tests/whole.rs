@@ -109,12 +109,8 @@ async fn plane(with_store: bool) -> Plane {
     let memory = Memory { inner: Mutex::default(), out: files.clone() };
     let store = with_store.then(|| Arc::new(memory) as Arc<dyn Store>);
     let run_dir = directory.path().join("run");
-    let settings = Settings {
-        xds: None,
-        api: None,
-        metrics: None,
-        ..Settings::new(run_dir.clone(), directory.path().join("ca"))
-    };
+    let settings =
+        Settings { xds: None, api: None, metrics: None, ..Settings::new(run_dir.clone(), directory.path().join("ca")) };
     let running = control::start(settings, inputs, store).await.unwrap();
     Plane { running, client: Client::in_run_dir(&run_dir), files, directory }
 }
@@ -260,7 +256,10 @@ async fn who_refuses_or_is_silent_is_named() {
     assert_eq!(wait.acknowledged, 0);
     let reason = |name: &str| wait.missing.iter().find(|one| one.proxy.contains(name)).unwrap().reason.clone();
     assert_eq!(reason("web-1.shop"), "it did not answer yet");
-    assert_eq!(reason("catalog-1.shop"), "it refused 0.0.0.0_8080: virtual_hosts[0].routes[0].route.timeout: not today");
+    assert_eq!(
+        reason("catalog-1.shop"),
+        "it refused 0.0.0.0_8080: virtual_hosts[0].routes[0].route.timeout: not today"
+    );
     let objects = plane.client.objects(Some("vs"), None, None).await.unwrap();
     assert_eq!(objects[0].programmed.as_ref().unwrap().missing.len(), 2);
     assert_eq!(objects[0].object["status"]["conditions"][1]["reason"], "Pending");
