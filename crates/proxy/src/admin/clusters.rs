@@ -165,7 +165,7 @@ fn cluster_json(desk: &Desk, cluster: &Cluster) -> Value {
     }
     object.insert("host_statuses".to_owned(), hosts.into());
     object.insert("circuit_breakers".to_owned(), json!({"thresholds": [thresholds(&config.limits), high]}));
-    let observed = config.alt_stat_name.as_ref().unwrap_or(cluster.name());
+    let observed = config.alt_stat_name.as_ref().unwrap_or_else(|| cluster.name());
     object.insert("observability_name".to_owned(), (**observed).into());
     if let engine::Discovery::Eds(service) = &config.discovery {
         object.insert("eds_service_name".to_owned(), (**service).into());

@@ -33,10 +33,15 @@ pub struct Tally {
     sites: RefCell<HashMap<usize, Rc<Site>>>,
     clusters: RefCell<HashMap<Arc<str>, Arc<Shard<ClusterCells>>>>,
     edges: RefCell<Edges>,
-    policies: RefCell<HashMap<(usize, bool, bool), (Option<Arc<str>>, Arc<Counter>)>>,
+    policies: RefCell<HashMap<PolicyKey, PolicyCounter>>,
     scratch: RefCell<String>,
     dice: RefCell<Dice>,
 }
+
+/// A policy by address, whether it allowed, whether it was enforced.
+type PolicyKey = (usize, bool, bool);
+/// The policy's name (held, so that its address stays its own) and its counter.
+type PolicyCounter = (Option<Arc<str>>, Arc<Counter>);
 
 /// What is known of a filter chain: its logs and its counters.
 pub struct Site {

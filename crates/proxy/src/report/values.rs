@@ -137,7 +137,8 @@ impl Record {
     }
 
     fn path_value(&self, query: bool, original: bool, out: &mut String) -> bool {
-        let path = if original { self.original_path.as_deref().or(self.full_path()) } else { self.full_path() };
+        let sent = self.original_path.as_deref().filter(|_| original);
+        let path = sent.or_else(|| self.full_path());
         text(path.and_then(|path| if query { Some(path) } else { path.split('?').next() }), out)
     }
 
