@@ -20,6 +20,12 @@ pub(super) fn config_dump(desk: &Desk, query: &Query) -> Page {
     };
     let held = |type_url: &str| {
         let mut held = desk.house.held(type_url);
+        let known = |held: &[Held], name: &str| held.iter().any(|one| one.name == name && one.is_static);
+        for one in of_bootstrap(desk, type_url) {
+            if !known(&held, &one.name) {
+                held.push(one);
+            }
+        }
         held.retain(|held| names.as_ref().is_none_or(|names| names.matches(held.name.as_bytes())));
         held.sort_by(|a, b| a.name.cmp(&b.name));
         held
@@ -33,7 +39,7 @@ pub(super) fn config_dump(desk: &Desk, query: &Query) -> Page {
         sections.push(endpoints(&held(type_url::ENDPOINTS)));
     }
     sections.push(listeners(&held(type_url::LISTENER)));
-    sections.push(routes(&held(type_url::ROUTE)));
+    sections.push(routes(&held(type_url::ROUTE), &held(type_url::LISTENER)));
     sections.push(secrets(&held(type_url::SECRET)));
     match query.value("resource").filter(|resource| !resource.is_empty()) {
         None => json(&json!({ "configs": sections })),
@@ -168,14 +174,67 @@ fn listeners(held: &[Held]) -> Value {
     )
 }
 
-fn routes(held: &[Held]) -> Value {
+fn routes(held: &[Held], listeners: &[Held]) -> Value {
+    let mut fixed = match entries(held, true, "route_config") {
+        Value::Array(items) => items,
+        _ => Vec::new(),
+    };
+    for listener in listeners {
+        let body = proto::json::any_to_json_redacted(&listener.body);
+        let mut tables = Vec::new();
+        inline_routes(&body, &mut tables);
+        fixed.extend(tables.into_iter().map(|table| {
+            let mut tagged = Map::new();
+            tagged.insert("@type".to_owned(), type_url::ROUTE.into());
+            tagged.extend(table);
+            json!({"route_config": tagged, "last_updated": time(listener.updated)})
+        }));
+    }
     section(
         "RoutesConfigDump",
-        [
-            ("static_route_configs", entries(held, true, "route_config")),
-            ("dynamic_route_configs", entries(held, false, "route_config")),
-        ],
+        [("static_route_configs", fixed.into()), ("dynamic_route_configs", entries(held, false, "route_config"))],
     )
+}
+
+/// The route tables that stand in listeners themselves, which Envoy lists as static.
+fn inline_routes(value: &Value, tables: &mut Vec<Map<String, Value>>) {
+    match value {
+        Value::Object(members) => {
+            for (key, member) in members {
+                match (key.as_str(), member) {
+                    ("route_config", Value::Object(table)) => tables.push(table.clone()),
+                    _ => inline_routes(member, tables),
+                }
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|item| inline_routes(item, tables)),
+        _ => {}
+    }
+}
+
+/// The static resources of a type, in force since the start.
+fn of_bootstrap(desk: &Desk, type_url: &str) -> Vec<Held> {
+    let bootstrap = desk.house.bootstrap();
+    let Some(resources) = &bootstrap.static_resources else { return Vec::new() };
+    let updated = std::time::SystemTime::now().checked_sub(desk.tower.registry.age());
+    let held = |name: &str, body| Held {
+        name: name.to_owned(),
+        body,
+        version: String::new(),
+        updated: updated.unwrap_or(std::time::UNIX_EPOCH),
+        is_static: true,
+        refused: None,
+    };
+    match type_url {
+        type_url::CLUSTER => {
+            resources.clusters.iter().map(|one| held(&one.name, proto::pack_any(one.clone()))).collect()
+        }
+        type_url::LISTENER => {
+            resources.listeners.iter().map(|one| held(&one.name, proto::pack_any(one.clone()))).collect()
+        }
+        type_url::SECRET => resources.secrets.iter().map(|one| held(&one.name, proto::pack_any(one.clone()))).collect(),
+        _ => Vec::new(),
+    }
 }
 
 fn secrets(held: &[Held]) -> Value {

@@ -61,6 +61,8 @@ const TAP: (&str, &str) =
 
 /// Serves an address until the process ends.
 pub async fn serve(door: Door, scope: Scope, house: Arc<dyn House>, tower: Arc<Watchtower>) {
+    let plan = Arc::clone(&house);
+    tower.observe(move || plan.plan());
     let desk = Desk { house, tower };
     let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
     loop {
@@ -115,10 +117,9 @@ async fn answer(desk: &Desk, scope: Scope, peer: Option<SocketAddr>, request: Re
         }
     }
     let changes = PAGES.iter().any(|(page, changes, _)| *page == path && *changes);
-    let wanted = if changes { Method::POST } else { Method::GET };
-    let fits = *request.method() == wanted || (!changes && *request.method() == Method::HEAD);
-    if !fits {
-        let refusal = format!("Method {} not allowed, {wanted} required.", request.method());
+    // As Envoy: a page that changes nothing may be asked for in any way.
+    if changes && *request.method() != Method::POST {
+        let refusal = format!("Method {} not allowed, POST required.", request.method());
         return text(StatusCode::METHOD_NOT_ALLOWED, refusal);
     }
     let query = Query::of(request.uri().query().unwrap_or_default());

@@ -25,7 +25,7 @@ pub fn event(record: &Record, edge: Edge) -> Event {
         destination: edge.destination,
         service: edge.service,
         upstream: upstream.endpoint.as_ref().map(|endpoint| endpoint.address.to_string()).unwrap_or_default(),
-        cluster: upstream.cluster_name.as_deref().unwrap_or_default().to_owned(),
+        cluster: record.cluster_name().unwrap_or_default().to_owned(),
         route: record.matched.as_ref().map(|matched| matched.route.name.to_string()).unwrap_or_default(),
         protocol: record.protocol.map_or("tcp", |protocol| protocol.name()).to_owned(),
         method: record.method.as_ref().map(ToString::to_string).unwrap_or_default(),

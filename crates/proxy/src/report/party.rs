@@ -62,9 +62,25 @@ impl Own {
             TOLD.iter().filter_map(|key| Some((*key, metadata.fields.get(*key)?))).collect();
         let fields = told.into_iter().map(|(key, value)| (key.to_owned(), value.clone())).collect();
         let blob = STANDARD.encode(Struct { fields }.encode_to_vec());
+        let mut party = party(&metadata);
+        let mut name = text(&metadata, "NAME").to_owned();
+        // `sidecar~IP~NAME.NAMESPACE~DOMAIN` says the least of it even without metadata.
+        if let (true, Some((id_name, id_namespace))) =
+            (name.is_empty(), node.id.split('~').nth(2).and_then(|id| id.rsplit_once('.')))
+        {
+            id_name.clone_into(&mut name);
+            let fill = |field: &mut String, value: &str| {
+                if field.is_empty() {
+                    value.clone_into(field);
+                }
+            };
+            fill(&mut party.workload, id_name);
+            fill(&mut party.canonical_service, id_name);
+            fill(&mut party.namespace, id_namespace);
+        }
         Self {
-            party: party(&metadata),
-            name: text(&metadata, "NAME").to_owned(),
+            party,
+            name,
             service_account: text(&metadata, "SERVICE_ACCOUNT").to_owned(),
             id: HeaderValue::from_str(&node.id).ok().filter(|id| !id.is_empty()),
             metadata: HeaderValue::from_str(&blob).ok().filter(|blob| !blob.is_empty()),
@@ -224,6 +240,13 @@ mod tests {
         assert_eq!(told.canonical_revision, "v2");
         let raw = STANDARD.decode(blob).unwrap();
         assert!(!String::from_utf8_lossy(&raw).contains("not for peers"));
+    }
+
+    #[test]
+    fn an_id_alone_says_the_least() {
+        let own = Own::of(&Node { id: node().id, ..Node::default() });
+        assert_eq!((own.name.as_str(), own.party.namespace.as_str()), ("reviews-v2-7f9c", "shop"));
+        assert_eq!(own.party.workload, "reviews-v2-7f9c");
     }
 
     /// A struct with `NAME: a` and `NAMESPACE: b`, as Istio's proxy serialises it.

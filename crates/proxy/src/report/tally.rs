@@ -77,8 +77,8 @@ struct Edges {
 impl Edges {
     /// The address of a caller that proves no identity, for the first of them.
     fn stranger(&mut self, record: &Record) -> Option<IpAddr> {
-        let inbound = record.downstream.listener.direction == Direction::Inbound;
-        if !inbound || record.downstream.identity().is_some() {
+        let outbound = record.downstream.listener.direction == Direction::Outbound;
+        if outbound || record.downstream.identity().is_some() {
             return None;
         }
         let address = record.downstream.facts.remote.ip();
@@ -296,7 +296,7 @@ impl Tally {
         let status = record.status.map_or(0, |status| status.as_u16());
         if let Some(cells) = site.and_then(|site| site.http.as_ref()) {
             cells.downstream_rq_total.inc();
-            cells.rq_total.inc();
+            count_route(cells, record);
             cells.downstream_rq_time.observe_duration(record.duration);
             match record.protocol {
                 Some(engine::facts::Protocol::Http2) => cells.downstream_rq_http2_total.inc(),
@@ -340,11 +340,13 @@ impl Tally {
     /// A connection without a [`Flow`] (denied, or its endpoint never reached) is opened and closed in one.
     fn count_tcp(&self, site: Option<&Site>, plan: &Plan, record: &Record) {
         if let Some(cells) = site.and_then(|site| site.tcp.as_ref()) {
-            cells.downstream_cx_total.inc();
             cells.downstream_cx_rx_bytes_total.add(record.bytes_received);
             cells.downstream_cx_tx_bytes_total.add(record.bytes_sent);
         }
         if record.upstream.local.is_some() {
+            if let Some(cluster) = &record.upstream.cluster {
+                self.cluster(cluster).upstream_rq_total.inc();
+            }
             return;
         }
         let index = self.edge_index(plan, record);
@@ -518,6 +520,23 @@ fn service_of(plan: &Plan, record: &Record) -> Option<ServiceName> {
     Some(party::service(name, cluster.map(|cluster| &cluster.config.metadata)))
 }
 
+/// What the router counts: requests that came as far as the routes.
+fn count_route(cells: &HttpCells, record: &Record) {
+    use engine::RouteAction;
+    let Some(matched) = &record.matched else {
+        if record.flags.has(Flags::NO_ROUTE_FOUND) {
+            cells.rq_total.inc();
+        }
+        return;
+    };
+    cells.rq_total.inc();
+    match &matched.route.action {
+        RouteAction::Direct(_) => cells.rq_direct_response.inc(),
+        RouteAction::Redirect(_) => cells.rq_redirect.inc(),
+        RouteAction::Forward(_) | RouteAction::NonForwarding => {}
+    }
+}
+
 fn count_flags(cells: &HttpCells, flags: Flags) {
     for (flag, counter) in [
         (Flags::NO_ROUTE_FOUND, &cells.no_route),
@@ -535,7 +554,9 @@ fn count_flags(cells: &HttpCells, flags: Flags) {
 
 fn count_upstream(cells: &ClusterCells, record: &Record, status: u16) {
     let attempts = record.upstream.attempts;
-    cells.upstream_rq_total.add(u64::from(attempts));
+    // The last attempt counts as a request only once it had a connection.
+    let sent = if record.upstream.local.is_some() { attempts } else { attempts.saturating_sub(1) };
+    cells.upstream_rq_total.add(u64::from(sent));
     if status != 0 {
         cells.upstream_rq_completed.inc();
         cells.responses.inc(status);

@@ -111,6 +111,12 @@ impl Record {
         id.to_str().ok()
     }
 
+    /// The cluster that the route chose, also when there is none of that name.
+    pub fn cluster_name(&self) -> Option<&str> {
+        let known = self.upstream.cluster.as_ref().map(|cluster| &*cluster.config.name);
+        known.or(self.upstream.cluster_name.as_deref())
+    }
+
     fn full_path(&self) -> Option<&str> {
         self.path.as_deref().or(self.original_path.as_deref())
     }
@@ -213,7 +219,12 @@ impl Record {
             Operator::GrpcStatus(style) => self.grpc_status.is_some_and(|status| grpc_status(status, *style, out)),
             Operator::RouteName => text(matched.map(|matched| &*matched.route.name), out),
             Operator::VirtualHostName => text(matched.map(|matched| &*matched.host.name), out),
-            Operator::FilterChainName => text(self.downstream.chain.as_ref().map(|chain| &*chain.name), out),
+            Operator::FilterChainName => {
+                // A chain without a name goes by its position here; Envoy has none for it.
+                let given = |name: &&str| !name.bytes().all(|byte| byte.is_ascii_digit());
+                text(self.downstream.chain.as_ref().map(|chain| &*chain.name).filter(given), out)
+            }
+            Operator::UniqueId => show(unique_id(), out),
             Operator::StreamId => header(&self.request_headers, &HeaderName::from_static("x-request-id"), out),
             Operator::TraceId => text(trace_id(&self.request_headers), out),
             _ => false,
@@ -253,14 +264,18 @@ impl Record {
                 .is_some_and(|endpoint| text(Some(&*endpoint.hostname), out) || show(&endpoint.address, out)),
             Operator::UpstreamCluster => {
                 let other = upstream.cluster.as_ref().and_then(|cluster| cluster.config.alt_stat_name.as_deref());
-                text(other.or(upstream.cluster_name.as_deref()), out)
+                text(other.or_else(|| self.cluster_name()), out)
             }
-            Operator::UpstreamClusterRaw => text(upstream.cluster_name.as_deref(), out),
+            Operator::UpstreamClusterRaw => text(self.cluster_name(), out),
             Operator::UpstreamLocalAddress(part) => upstream.local.is_some_and(|local| address(local, *part, out)),
             Operator::UpstreamRemoteAddress(part) => {
                 self.upstream_remote().is_some_and(|remote| address(remote, *part, out))
             }
-            Operator::UpstreamTransportFailureReason => text(upstream.transport_failure.as_deref(), out),
+            Operator::UpstreamTransportFailureReason => upstream.transport_failure.as_deref().is_some_and(|reason| {
+                // A reason is one word of the line.
+                out.extend(reason.chars().map(|c| if c.is_whitespace() { '_' } else { c }));
+                !reason.is_empty()
+            }),
             Operator::UpstreamProtocol => {
                 let spoken = self.kind == Kind::Http && upstream.local.is_some();
                 spoken && text(Some(if upstream.h2 { "HTTP/2" } else { "HTTP/1.1" }), out)
@@ -389,6 +404,20 @@ fn address(address: std::net::SocketAddr, part: AddressPart, out: &mut String) -
         AddressPart::WithoutPort => show(address.ip(), out),
         AddressPart::Port => show(address.port(), out),
     }
+}
+
+/// A random UUID, version 4.
+fn unique_id() -> String {
+    let bits = (rand::random::<u128>() & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
+    let part = |shift: u32, mask: u128| (bits >> shift) & mask;
+    format!(
+        "{:08x}-{:04x}-{:04x}-{:04x}-{:012x}",
+        part(96, 0xffff_ffff),
+        part(80, 0xffff),
+        part(64, 0xffff),
+        part(48, 0xffff),
+        part(0, 0xffff_ffff_ffff)
+    )
 }
 
 /// The trace id of a W3C `traceparent`, or of B3.

@@ -1,15 +1,19 @@
 //! What all workers report to: the registry, the log files, the tap, and who this proxy is.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use engine::circuit::Resource;
+use engine::endpoint::HealthStatus;
+use engine::routes::Priority;
+use engine::{Cluster, Plan};
 use parking_lot::Mutex;
 use proto::envoy::config::core::v3::Node;
 use telemetry::Registry;
 use telemetry::accesslog::Sinks;
 use telemetry::edges::{self, ProxyFacts};
-use telemetry::registry::{Counter, Limits, Value, envoy_stat};
+use telemetry::registry::{Counter, Limits, Stat, Value, cluster_stat, envoy_stat};
 use telemetry::tap::Tap;
 
 use super::party::Own;
@@ -29,7 +33,11 @@ pub struct Watchtower {
     pub own: Own,
     node: String,
     config: Mutex<Config>,
+    plan: OnceLock<PlanSource>,
 }
+
+/// Where the plan in force can be had.
+type PlanSource = Box<dyn Fn() -> Arc<Plan> + Send + Sync>;
 
 #[derive(Debug, Default)]
 struct Config {
@@ -59,6 +67,7 @@ impl Watchtower {
             own: Own::of(node),
             node: node.id.clone(),
             config: Mutex::default(),
+            plan: OnceLock::new(),
         });
         let weak = Arc::downgrade(&tower);
         tower.registry.collect_with(move |visit| {
@@ -113,6 +122,12 @@ impl Watchtower {
         self.registry.gauge("tulle_control_plane_connected", help, &[]).set(u64::from(connected));
         // Envoy's name for the same.
         self.registry.gauge("envoy_control_plane_connected_state", "", &[]).set(u64::from(connected));
+    }
+
+    /// Lets the numbers that follow from the plan (members of clusters, connections, limits) be worked out when somebody
+    /// asks. Only the first call counts.
+    pub fn observe(&self, plan: impl Fn() -> Arc<Plan> + Send + Sync + 'static) {
+        let _ = self.plan.set(Box::new(plan));
     }
 
     /// Facts about this proxy for reports.
@@ -173,7 +188,14 @@ impl Watchtower {
         model::SpiffeId::new(domain, namespace, account).map(|id| id.to_string()).unwrap_or_default()
     }
 
-    fn visit_own(&self, visit: &mut dyn FnMut(telemetry::registry::Stat)) {
+    fn visit_own(&self, visit: &mut dyn FnMut(Stat)) {
+        if let Some(plan) = self.plan.get() {
+            let plan = plan();
+            plan.clusters().for_each(|cluster| visit_cluster(cluster, visit));
+            visit(envoy_stat("cluster_manager.active_clusters", Value::Gauge(plan.clusters().count() as u64)));
+            let active = plan.listeners().count() as u64;
+            visit(envoy_stat("listener_manager.total_listeners_active", Value::Gauge(active)));
+        }
         for log in self.sinks.all() {
             let path = match log.target() {
                 telemetry::accesslog::Target::File(path) => path.display().to_string(),
@@ -194,6 +216,43 @@ impl Watchtower {
         if let Some(resident) = resident() {
             visit(envoy_stat("server.memory_physical_size", Value::Gauge(resident)));
         }
+    }
+}
+
+/// What the plan knows of a cluster.
+fn visit_cluster(cluster: &Cluster, visit: &mut dyn FnMut(Stat)) {
+    use std::sync::atomic::Ordering::Relaxed;
+    let name = cluster.config.alt_stat_name.as_ref().unwrap_or(&cluster.config.name);
+    let [mut healthy, mut degraded, mut excluded, mut active, mut opened, mut failed] = [0_u64; 6];
+    for endpoint in cluster.endpoints.iter() {
+        match endpoint.health {
+            _ if endpoint.is_healthy() => healthy += 1,
+            HealthStatus::Degraded => degraded += 1,
+            _ => excluded += u64::from(endpoint.health == HealthStatus::Draining),
+        }
+        active += u64::from(endpoint.state.connections.load(Relaxed));
+        opened += endpoint.state.connections_total.load(Relaxed);
+        failed += endpoint.state.connect_failures.load(Relaxed);
+    }
+    let usage = cluster.state.usage(Priority::Default);
+    let limits = &cluster.config.limits;
+    let open = |resource, limit: u32| Value::Gauge(u64::from(usage.count(resource) >= limit));
+    for (field, value) in [
+        ("membership_total", Value::Gauge(cluster.endpoints.len() as u64)),
+        ("membership_healthy", Value::Gauge(healthy)),
+        ("membership_degraded", Value::Gauge(degraded)),
+        ("membership_excluded", Value::Gauge(excluded)),
+        ("upstream_cx_active", Value::Gauge(active)),
+        ("upstream_cx_total", Value::Counter(opened)),
+        ("upstream_cx_connect_fail", Value::Counter(failed)),
+        ("upstream_rq_active", Value::Gauge(u64::from(usage.count(Resource::Requests)))),
+        ("upstream_rq_pending_active", Value::Gauge(u64::from(usage.count(Resource::Pending)))),
+        ("circuit_breakers.default.cx_open", open(Resource::Connections, limits.connections)),
+        ("circuit_breakers.default.rq_open", open(Resource::Requests, limits.requests)),
+        ("circuit_breakers.default.rq_pending_open", open(Resource::Pending, limits.pending)),
+        ("circuit_breakers.default.rq_retry_open", open(Resource::Retries, limits.retries)),
+    ] {
+        visit(cluster_stat(name, field, value));
     }
 }
 

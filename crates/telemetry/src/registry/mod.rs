@@ -304,6 +304,18 @@ pub fn own_stat(family: &'static str, labels: &str, help: &'static str, value: V
     Stat { text, family, suffix: String::new(), labels: labels.to_owned(), help, value }
 }
 
+/// A sample of a cluster that is worked out when somebody asks: `field` is Envoy's (`membership_total`).
+pub fn cluster_stat(name: &str, field: &str, value: Value) -> Stat {
+    Stat {
+        text: format!("{}.{name}.{field}", ClusterCells::PREFIX),
+        family: "envoy_",
+        suffix: format!("{}_{}", ClusterCells::PREFIX, field.replace('.', "_")),
+        labels: crate::exposition::labels(&[(ClusterCells::LABEL, name)]),
+        help: "",
+        value,
+    }
+}
+
 /// A sample with a dotted name of Envoy's and no label: `server.live`.
 pub fn envoy_stat(text: &str, value: Value) -> Stat {
     Stat {
@@ -360,7 +372,7 @@ fn visit_codes<T: Scope>(name: &str, label: &str, row: &Row<T>, visit: &mut dyn 
             value: Value::Counter(count),
         });
     }
-    for (code, count) in by_code {
+    for (code, count) in by_code.into_iter().filter(|_| T::EACH_CODE) {
         visit(Stat {
             text: format!("{prefix}.{name}.{codes}_{code}"),
             family: "envoy_",

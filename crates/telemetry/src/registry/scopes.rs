@@ -25,6 +25,9 @@ pub trait Scope: Default {
     /// What the numbers by response code are called (`upstream_rq`); empty when there are none.
     const CODES: &'static str;
 
+    /// Whether each code has a number of its own besides its class.
+    const EACH_CODE: bool = true;
+
     /// The scope's fields, in Envoy's text form (`circuit_breakers.default.rq_open`), summed over `shards`.
     fn collect<'a>(shards: &mut dyn Iterator<Item = &'a Self>) -> Vec<(&'static str, Value)>
     where
@@ -39,7 +42,7 @@ pub trait Scope: Default {
 macro_rules! scope {
     (
         $(#[$doc:meta])* $name:ident $prefix:literal $label:literal
-        $(codes $codes:ident = $code_name:literal;)?
+        $(codes $codes:ident = $code_name:literal each $each:literal;)?
         counters { $($counter:ident = $counter_name:literal),* $(,)? }
         gauges { $($gauge:ident = $gauge_name:literal),* $(,)? }
         histograms { $($histogram:ident = $histogram_name:literal),* $(,)? }
@@ -57,6 +60,7 @@ macro_rules! scope {
             const PREFIX: &'static str = $prefix;
             const LABEL: &'static str = $label;
             const CODES: &'static str = concat!($($code_name)?);
+            $(const EACH_CODE: bool = $each;)?
 
             fn collect<'a>(shards: &mut dyn Iterator<Item = &'a Self>) -> Vec<(&'static str, Value)>
             where
@@ -88,7 +92,7 @@ macro_rules! scope {
 scope! {
     /// What is counted for one cluster.
     ClusterCells "cluster" "envoy_cluster_name"
-    codes responses = "upstream_rq";
+    codes responses = "upstream_rq" each true;
     counters {
         membership_change = "membership_change",
         lb_healthy_panic = "lb_healthy_panic",
@@ -169,7 +173,7 @@ scope! {
 scope! {
     /// What is counted for one HTTP connection manager (`stat_prefix`).
     HttpCells "http" "envoy_http_conn_manager_prefix"
-    codes responses = "downstream_rq";
+    codes responses = "downstream_rq" each false;
     counters {
         downstream_cx_delayed_close_timeout = "downstream_cx_delayed_close_timeout",
         downstream_cx_destroy = "downstream_cx_destroy",

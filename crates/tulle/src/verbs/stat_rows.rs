@@ -123,7 +123,7 @@ impl Stat {
             for edge in &report.edges {
                 take(edge, row, &mut effective);
                 if let Some(plaintext) = plaintext(edge, report, workloads) {
-                    stat.plaintext.push(plaintext);
+                    stat.add_plaintext(plaintext);
                 }
             }
             for (key, count) in ejected_of(report) {
@@ -141,6 +141,20 @@ impl Stat {
         stat.rows = sums.into_iter().map(|(key, sums)| sums.row(key)).collect();
         stat.plaintext.sort_by(|a, b| (&a.source, &a.destination).cmp(&(&b.source, &b.destination)));
         stat
+    }
+
+    /// Edges of the same two ends are one.
+    fn add_plaintext(&mut self, one: Plaintext) {
+        let same = |held: &&mut Plaintext| {
+            (&held.source, &held.destination, &held.namespace) == (&one.source, &one.destination, &one.namespace)
+        };
+        match self.plaintext.iter_mut().find(same) {
+            Some(held) => {
+                held.requests_per_second += one.requests_per_second;
+                held.connections += one.connections;
+            }
+            None => self.plaintext.push(one),
+        }
     }
 
     /// Only the rows of a namespace, or with a name.
