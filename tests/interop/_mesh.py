@@ -145,12 +145,13 @@ class Control:
         self.metrics = f"127.0.0.1:{free_port()}"
         self.config.mkdir(exist_ok=True)
         self.program = None
+        self.more = []
 
     def start(self):
         where = ["--store", f"redb:{self.store}"] if self.store else ["--config", self.config]
         self.program = Program(
             "control", TULLE, "control", *where, "--run-dir", self.run, "--ca-dir", self.ca,
-            "--xds", self.xds, "--api", "off", "--metrics", self.metrics,
+            "--xds", self.xds, "--api", "off", "--metrics", self.metrics, *self.more,
         )
         until(lambda: "ready:" in self.program.text(), "the control plane is ready")
         return self
