@@ -50,6 +50,7 @@ enum Verb {
     Agent(verbs::agent::Args),
     Analyze(verbs::analyze::Args),
     Explain(verbs::explain::Args),
+    Authz(verbs::authz::Args),
 }
 
 /// Parses the command line, runs the verb and tells how it ended.
@@ -79,6 +80,7 @@ pub(crate) fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
         Verb::Agent(args) => verbs::agent::run(args, &global),
         Verb::Analyze(args) => verbs::analyze::run(args, &global),
         Verb::Explain(args) => verbs::explain::run(args, &global),
+        Verb::Authz(args) => verbs::authz::run(args, &global),
     }
 }
 

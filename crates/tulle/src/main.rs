@@ -5,6 +5,7 @@ mod declared;
 mod demo;
 mod output;
 mod verbs;
+mod walk;
 
 use std::process::ExitCode;
 

@@ -34,6 +34,7 @@ pub use proxyless::proxyless;
 
 pub(crate) use cluster::ads;
 pub(crate) use endpoints::{core_locality, pipe, single, socket, subset_has_workloads};
+pub(crate) use rbac::origins as policy_origins;
 pub(crate) use tls::{grpc_source, mesh_client};
 pub(crate) use wire::{seconds, uint32};
 

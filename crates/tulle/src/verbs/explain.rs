@@ -12,13 +12,17 @@ use crate::output::{Exit, fail, print};
 /// Width of the text.
 const WIDTH: usize = 96;
 
-/// Explain a diagnostic code
+/// Explain a diagnostic code, or the way of a request
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 #[command(after_help = "Examples:
   tulle explain TL0107
   tulle explain --list
-  tulle explain TL0502 -o json")]
+  tulle explain TL0502 -o json
+  tulle explain request --from web --to http://catalog/items -H x-user=amy")]
 pub(crate) struct Args {
+    #[command(subcommand)]
+    what: Option<What>,
     /// The code, as a finding prints it
     #[arg(value_name = "CODE", required_unless_present = "list", value_parser = code)]
     code: Option<Code>,
@@ -28,6 +32,11 @@ pub(crate) struct Args {
     /// How to print
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum What {
+    Request(Box<super::explain_request::Args>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -45,7 +54,10 @@ pub(crate) fn code(text: &str) -> Result<Code, String> {
     digits.parse().map(Code).map_err(|_| format!("`{text}` is no diagnostic code; they look like TL0107"))
 }
 
-pub(crate) fn run(args: Args, _global: &Global) -> Exit {
+pub(crate) fn run(args: Args, global: &Global) -> Exit {
+    if let Some(What::Request(request)) = &args.what {
+        return super::explain_request::run(request, global);
+    }
     let Some(code) = args.code else {
         print(&match args.output {
             Output::Text => list(),

@@ -1,0 +1,183 @@
+//! The called side: is the connection taken, and do the policies let the request pass?
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use compile::{Arrival, Mesh};
+use engine::facts::Peer;
+use engine::http_manager::HttpFilterKind;
+use engine::listener::NetworkFilter;
+use engine::rbac::{Rules, Subject, Trace};
+use engine::{ConnectionFacts, Dice, Facts, FilterChain, Listener, Moment, Outcome, Plan};
+use model::service::Protocol;
+use model::workload::Interception;
+use model::{SpiffeId, Workload};
+
+use super::plan::plan_of;
+use super::request::{Request, detected, version};
+
+/// What the called proxy makes of a request.
+#[derive(Debug)]
+pub(crate) struct Arrived {
+    /// What it says.
+    pub(crate) verdict: Verdict,
+    /// Whether requests are seen there.
+    pub(crate) http: bool,
+    /// Who it takes the caller for.
+    pub(crate) peer: Option<String>,
+    /// What each set of enforced rules saw.
+    pub(crate) traces: Vec<Trace>,
+    /// What each set of dry-run rules would have seen.
+    pub(crate) shadow: Vec<Trace>,
+    /// Where each rule stands, by name.
+    pub(crate) origins: BTreeMap<String, String>,
+}
+
+/// The answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// The program gets it.
+    Allowed,
+    /// A policy, or the lack of one that allows, refuses it.
+    Denied,
+    /// No chain takes such a connection: plaintext where mTLS is asked for.
+    Refused(String),
+    /// The proxy answers something else.
+    Answer(u16, String),
+}
+
+/// Sends a request to the proxy of the called workload.
+pub(crate) fn arrive(
+    mesh: &Mesh,
+    from: &Workload,
+    to: &Workload,
+    number: u16,
+    arrival: Arrival,
+    request: &Request,
+) -> Result<Arrived, String> {
+    let origins = mesh.policy_origins(to);
+    let spoken = mesh.served_ports(to).into_iter().find(|(port, _)| *port == number).map(|(_, spoken)| spoken);
+    let spoken = spoken.unwrap_or(Protocol::Auto);
+    let plan = plan_of(mesh, to)?;
+    let listener = match &to.interception {
+        Interception::Explicit { .. } => plan.listener(&format!("inbound|{number}||")),
+        Interception::Redirect => plan.listener("virtualInbound"),
+    };
+    let listener = listener.ok_or_else(|| format!("{} takes nothing in on port {number}", to.id()))?;
+    let identity = from.identity(&mesh.config().trust_domain).filter(|_| arrival.mtls);
+    let connection = connection(from, arrival, spoken, identity.as_ref());
+    let peer = identity.map(|identity| identity.to_string());
+    let Some(chain) = listener.chains.pick(&connection) else {
+        let verdict = Verdict::Refused(refusal(listener, arrival.mtls));
+        return Ok(Arrived { verdict, http: false, peer, traces: Vec::new(), shadow: Vec::new(), origins });
+    };
+    let (verdict, traces, shadow) = match chain.http() {
+        Some(_) => judge_request(&plan, chain, &connection, spoken, request),
+        None => judge_connection(chain, &connection),
+    };
+    Ok(Arrived { verdict, http: chain.http().is_some(), peer, traces, shadow, origins })
+}
+
+fn refusal(listener: &Listener, mtls: bool) -> String {
+    let how = if mtls { "mesh mTLS" } else { "plaintext" };
+    format!("{} does not take {how}", listener.name)
+}
+
+fn connection(from: &Workload, arrival: Arrival, spoken: Protocol, identity: Option<&SpiffeId>) -> ConnectionFacts {
+    let source = SocketAddr::new(from.addresses.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), 40_000);
+    let offered: &[&str] = match (arrival.mtls, spoken) {
+        (true, Protocol::Http | Protocol::Auto) => &["istio-http/1.1", "istio"],
+        (true, Protocol::Http2 | Protocol::Grpc) => &["istio-h2", "istio"],
+        (true, _) => &["istio"],
+        (false, Protocol::Tcp | Protocol::Tls | Protocol::Https) => &[],
+        (false, _) => &[detected(spoken)],
+    };
+    let peer = identity.map(|identity| {
+        Arc::new(Peer { uri_sans: vec![identity.to_string().into()], validated: true, ..Peer::default() })
+    });
+    ConnectionFacts {
+        direct_remote: source,
+        remote: source,
+        local: arrival.address,
+        server_name: None,
+        tls: arrival.mtls,
+        application_protocols: offered.iter().map(|name| (*name).into()).collect(),
+        negotiated_protocol: None,
+        peer,
+        tls_version: None,
+        tls_cipher: None,
+        id: 2,
+    }
+}
+
+type Judged = (Verdict, Vec<Trace>, Vec<Trace>);
+
+fn judge_request(
+    plan: &Plan,
+    chain: &FilterChain,
+    connection: &ConnectionFacts,
+    spoken: Protocol,
+    request: &Request,
+) -> Judged {
+    let Some(manager) = chain.http() else { return (Verdict::Allowed, Vec::new(), Vec::new()) };
+    let path = match engine::path::canonical(&request.path, &manager.path) {
+        engine::path::Canonical::Changed(path) => path,
+        engine::path::Canonical::Reject(reason) => {
+            return (Verdict::Answer(400, reason.to_owned()), Vec::new(), Vec::new());
+        }
+        _ => request.path.clone(),
+    };
+    let facts = Facts {
+        connection,
+        method: &request.method,
+        path: &path,
+        authority: &request.authority,
+        scheme: "http",
+        headers: &request.headers,
+        protocol: version(spoken),
+        remote: connection.remote.ip(),
+        started: SystemTime::UNIX_EPOCH,
+        metadata: None,
+    };
+    let subject = Subject::request(&facts);
+    let filters = manager.filters.iter().filter_map(|filter| match &filter.kind {
+        HttpFilterKind::Rbac(rbac) => Some((rbac.rules.as_ref(), rbac.shadow.as_ref())),
+        _ => None,
+    });
+    let (traces, shadow) = explained(filters, &subject);
+    let decision = engine::decide(plan, manager, &facts, Moment::START, &mut Dice::new(1));
+    let denied = decision.rbac.iter().any(|report| report.enforced.as_ref().is_some_and(|verdict| !verdict.allowed));
+    let verdict = match decision.outcome {
+        Outcome::Forward(_) => Verdict::Allowed,
+        Outcome::Reply(_) if denied => Verdict::Denied,
+        Outcome::Reply(reply) => Verdict::Answer(reply.status.as_u16(), reply.details.into_owned()),
+    };
+    (verdict, traces, shadow)
+}
+
+fn judge_connection(chain: &FilterChain, connection: &ConnectionFacts) -> Judged {
+    let rbac = || {
+        chain.filters.iter().filter_map(|filter| match filter {
+            NetworkFilter::Rbac(rbac) => Some(rbac),
+            _ => None,
+        })
+    };
+    let subject = Subject::connection(connection);
+    let (traces, shadow) = explained(rbac().map(|rbac| (rbac.rules.as_ref(), rbac.shadow.as_ref())), &subject);
+    let allowed = rbac().all(|rbac| rbac.judge(connection).allowed);
+    (if allowed { Verdict::Allowed } else { Verdict::Denied }, traces, shadow)
+}
+
+fn explained<'r>(
+    filters: impl Iterator<Item = (Option<&'r Arc<Rules>>, Option<&'r Arc<Rules>>)>,
+    subject: &Subject<'_>,
+) -> (Vec<Trace>, Vec<Trace>) {
+    let (mut enforced, mut shadow) = (Vec::new(), Vec::new());
+    for (rules, tried) in filters {
+        enforced.extend(rules.map(|rules| rules.explain(subject)));
+        shadow.extend(tried.map(|rules| rules.explain(subject)));
+    }
+    (enforced, shadow)
+}
