@@ -118,6 +118,11 @@ fn info(origin: &Origin, code: Code, message: String) -> Diagnostic {
     at(origin, code, Severity::Info, message)
 }
 
+/// Whether some namespace sees both of two objects, by their `export_to`.
+fn seen_together(one: &[String], other: &[String]) -> bool {
+    one.is_empty() || other.is_empty() || one.iter().any(|namespace| other.contains(namespace))
+}
+
 /// With the field and the way out.
 fn with(finding: Diagnostic, field: impl Into<String>, help: impl Into<String>) -> Diagnostic {
     Diagnostic { field: field.into(), help: Some(help.into()), ..finding }

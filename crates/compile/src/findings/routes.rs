@@ -3,7 +3,7 @@
 use model::route::{HttpMatch, HttpRule};
 use model::{Diagnostic, Entry, RouteTable, StringMatch};
 
-use super::{code, warning, with};
+use super::{code, seen_together, warning, with};
 use crate::mesh::Mesh;
 
 pub(super) fn table(mesh: &Mesh, entry: &Entry, table: &RouteTable, found: &mut Vec<Diagnostic>) {
@@ -11,13 +11,10 @@ pub(super) fn table(mesh: &Mesh, entry: &Entry, table: &RouteTable, found: &mut 
     for host in &table.hosts {
         let resolved = mesh.resolve_host(host, &table.namespace);
         let Some(declared) = mesh.tables.get(&resolved) else { continue };
-        let overlaps = |other: &RouteTable| {
-            let gateways = |table: &RouteTable| {
-                if table.gateways.is_empty() { vec!["mesh".to_owned()] } else { table.gateways.clone() }
-            };
-            let mine = gateways(table);
-            gateways(other).iter().any(|gateway| mine.contains(gateway))
-        };
+        // At a gateway the tables of one host are merged; for sidecars only one of those that a caller sees counts.
+        let in_mesh = |table: &RouteTable| table.gateways.is_empty() || table.gateways.iter().any(|one| one == "mesh");
+        let overlaps =
+            |other: &RouteTable| in_mesh(table) && in_mesh(other) && seen_together(&table.export_to, &other.export_to);
         let first = declared.iter().find(|(_, other)| overlaps(other));
         if let Some(((_, key, _), other)) = first
             && *key != entry.key

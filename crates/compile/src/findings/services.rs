@@ -4,7 +4,7 @@ use model::destination::DestinationPolicy;
 use model::service::Resolution;
 use model::{Diagnostic, Entry, Service};
 
-use super::{code, info, warning, with};
+use super::{code, info, seen_together, warning, with};
 use crate::mesh::Mesh;
 
 pub(super) fn service(mesh: &Mesh, service: &Service, found: &mut Vec<Diagnostic>) {
@@ -20,6 +20,7 @@ pub(super) fn service(mesh: &Mesh, service: &Service, found: &mut Vec<Diagnostic
     let Some(declared) = mesh.services.get(&service.hostname) else { return };
     if let Some(first) = declared.values().next()
         && first.origin != service.origin
+        && seen_together(&first.export_to, &service.export_to)
     {
         let message = format!("the host {} is declared by {} already", service.hostname, first.origin);
         let help = "callers see their own namespace's, else the first by name: give one of them another host";

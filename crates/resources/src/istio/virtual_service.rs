@@ -62,10 +62,9 @@ fn rules<'a>(field: &Option<Field<'a>>) -> Vec<Field<'a>> {
 pub(super) fn gateway_names(field: &Field<'_>) -> Vec<String> {
     let check = |item: &Field<'_>| {
         let text = item.text();
-        let fault = match text.split_once('/') {
-            Some((namespace, name)) => names::dns_label(namespace).and_then(|()| names::object_name(name)),
-            None => names::object_name(&text),
-        };
+        let (namespace, name) = text.split_once('/').unwrap_or(("default", &text));
+        // `~` joins the name of a Gateway API object to a marker that Istio adds.
+        let fault = names::dns_label(namespace).and_then(|()| name.split('~').try_for_each(names::object_name));
         if let Err(why) = fault {
             item.error(codes::GATEWAY_NAME, format!("`{text}` is no gateway name: a part {why}"))
                 .help("write `mesh`, NAME or NAMESPACE/NAME");
