@@ -273,17 +273,20 @@ def envoy_bootstrap(control, workload, address, transport, delta, admin):
     }
 
 
-class Envoy(Program):
-    """A real Envoy as somebody's sidecar."""
+class Sidecar(Program):
+    """A workload's proxy: a real Envoy, or ours, from the same bootstrap."""
 
-    def __init__(self, control, workload, address, transport, delta):
+    def __init__(self, control, workload, address, transport, delta, kind="envoy"):
         self.admin = f"127.0.0.1:{free_port()}"
-        file = WORK / f"envoy-{workload}.json"
+        file = WORK / f"{kind}-{workload}.json"
         file.write_text(json.dumps(envoy_bootstrap(control, workload, address, transport, delta, self.admin)))
-        super().__init__(f"envoy-{workload}", ENVOY, "-c", file, "--use-dynamic-base-id", "--concurrency", "1",
-                         "-l", "warning")
-        until(lambda: get(self.admin, "/ready")[0] == 200, f"Envoy of {workload} is live", 30)
+        if kind == "envoy":
+            command = [ENVOY, "-c", file, "--use-dynamic-base-id", "--concurrency", "1", "-l", "warning"]
+        else:
+            command = [TULLE, "proxy", "-c", file, "--concurrency", "1", "--state-dir", WORK / f"{workload}-state"]
+        super().__init__(f"{kind}-{workload}", *command)
+        until(lambda: get(self.admin, "/ready")[0] == 200, f"the {kind} of {workload} is live", 30)
 
-    def stats(self, prefix):
-        text = get(self.admin, f"/stats?filter={prefix}")[2]
-        return {line.rsplit(": ", 1)[0]: line.rsplit(": ", 1)[1] for line in text.splitlines() if ": " in line}
+
+class Envoy(Sidecar):
+    """A real Envoy as somebody's sidecar."""

@@ -39,7 +39,7 @@ pub struct Config {
     pub authority: String,
     /// Metadata of the stream, for servers that want a token: lower-case names.
     pub metadata: Vec<(String, String)>,
-    /// Waits between tries; 250 ms to 10 s by default.
+    /// Waits between tries; 250 ms to 3 s by default.
     pub backoff: Backoff,
 }
 
@@ -145,7 +145,7 @@ async fn run(config: Config, commands: mpsc::UnboundedReceiver<Command>, events:
         };
         driver.session.disconnected();
         let retry_in = driver.backoff.next(rand::random());
-        tracing::warn!(event = "xds_disconnected", %reason, retry_ms = retry_in.as_millis());
+        tracing::debug!(event = "xds_disconnected", %reason, retry_ms = retry_in.as_millis());
         if driver.events.send(Event::Disconnected { reason, retry_in }).await.is_err() {
             return;
         }
