@@ -17,7 +17,10 @@ use super::san::SanMatcher;
 use super::{provider, sha256};
 
 /// Chains longer than this are refused before any signature is checked.
-pub(super) const MAX_INTERMEDIATES: usize = 8;
+pub(super) const MAX_INTERMEDIATES: usize = 6;
+/// More intermediates of one name than this are refused as well: each is a fork of the search for a path, and whoever
+/// connects chooses them. Two are a cross-signed authority.
+const MAX_NAMESAKES: usize = 2;
 
 /// Which names the peer's certificate must have, after its chain was verified.
 #[derive(Debug, Clone, Default)]
@@ -106,10 +109,7 @@ impl PeerVerifier {
         now: UnixTime,
         usage: KeyUsage,
     ) -> Result<PeerFacts, Error> {
-        if intermediates.len() > MAX_INTERMEDIATES {
-            let detail = format!("{} intermediates; at most {MAX_INTERMEDIATES}", intermediates.len());
-            return Err(Refusal::new(Cause::BadCertificate, detail).into());
-        }
+        check_shape(intermediates)?;
         let facts = PeerFacts::read(end_entity)?;
         // X.509-SVID section 5.2: whatever calls itself a SPIFFE identity is one, not several.
         if facts.uri_names.len() > 1 && facts.uri_names.iter().any(|uri| is_spiffe(uri)) {
@@ -182,6 +182,26 @@ impl PeerVerifier {
         let expected: Vec<String> = matchers.iter().map(ToString::to_string).collect();
         let detail = format!("presented {}; expected one of: {}", facts.names(), expected.join(", "));
         Err(Refusal::new(Cause::SanMismatch, detail))
+    }
+}
+
+/// Refuses chains that can cost much time, before anything expensive.
+fn check_shape(intermediates: &[CertificateDer<'_>]) -> Result<(), Refusal> {
+    let bad = |detail: String| Err(Refusal::new(Cause::BadCertificate, detail));
+    if intermediates.len() > MAX_INTERMEDIATES {
+        return bad(format!("{} intermediates; at most {MAX_INTERMEDIATES}", intermediates.len()));
+    }
+    let mut names: Vec<Vec<u8>> = Vec::with_capacity(intermediates.len());
+    for certificate in intermediates {
+        match EndEntityCert::try_from(certificate) {
+            Ok(parsed) => names.push(parsed.subject().to_vec()),
+            Err(error) => return bad(format!("an intermediate cannot be read: {error}")),
+        }
+    }
+    let namesakes = names.iter().map(|name| names.iter().filter(|other| *other == name).count()).max();
+    match namesakes {
+        Some(many) if many > MAX_NAMESAKES => bad(format!("{many} intermediates have the same name")),
+        _ => Ok(()),
     }
 }
 

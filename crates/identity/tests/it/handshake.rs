@@ -17,13 +17,13 @@ const CART: &str = "spiffe://mesh.test/ns/shop/sa/cart";
 const SNI: &str = "outbound_.8080_._.cart.shop.svc.cluster.local";
 
 /// What a finished handshake was like.
-struct Done {
+pub(crate) struct Done {
     client: ClientConnection,
     server: ServerConnection,
 }
 
 /// Both sides in one thread. An error names the side that found it.
-fn shake(
+pub(crate) fn shake(
     client: Arc<ClientConfig>,
     server: Arc<ServerConfig>,
     sni: &str,

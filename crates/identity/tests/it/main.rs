@@ -4,5 +4,6 @@ mod envoy;
 mod garbage;
 mod handshake;
 mod joining;
+mod limits;
 mod pki;
 mod world;

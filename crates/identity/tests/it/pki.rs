@@ -53,6 +53,10 @@ impl Authority {
         Self { issuer: Issuer::new(params, key), pem }
     }
 
+    pub(crate) fn issuer(&self) -> &Issuer<'static, KeyPair> {
+        &self.issuer
+    }
+
     /// Chain and key as PEM.
     pub(crate) fn pem_for(&self, leaf: &Leaf) -> (String, String) {
         let key = KeyPair::generate().unwrap();
