@@ -54,9 +54,9 @@ pub enum LogFilter {
     /// A share of them.
     Sample(Fraction),
     /// All must hold.
-    And(Vec<LogFilter>),
+    And(Vec<Self>),
     /// One must hold.
-    Or(Vec<LogFilter>),
+    Or(Vec<Self>),
     /// By a request header.
     Header(HeaderMatcher),
     /// Any of these response flags, by Envoy's letters; empty: any flag at all.

@@ -50,9 +50,9 @@ pub enum JsonNode {
     /// As configured.
     Null,
     /// In order.
-    List(Vec<JsonNode>),
+    List(Vec<Self>),
     /// Sorted by key, as Envoy writes them.
-    Object(Vec<(Arc<str>, JsonNode)>),
+    Object(Vec<(Arc<str>, Self)>),
 }
 
 /// Which end of a connection, and which part of its address.

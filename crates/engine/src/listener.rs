@@ -185,11 +185,11 @@ pub enum PortPredicate {
         end: u32,
     },
     /// Any of them.
-    Or(Vec<PortPredicate>),
+    Or(Vec<Self>),
     /// All of them.
-    And(Vec<PortPredicate>),
+    And(Vec<Self>),
     /// Not that.
-    Not(Box<PortPredicate>),
+    Not(Box<Self>),
 }
 
 impl PortPredicate {

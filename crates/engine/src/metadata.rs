@@ -18,9 +18,9 @@ pub enum Datum {
     /// true or false.
     Flag(bool),
     /// A list.
-    List(Vec<Datum>),
+    List(Vec<Self>),
     /// An object, sorted by key.
-    Object(BTreeMap<Arc<str>, Datum>),
+    Object(BTreeMap<Arc<str>, Self>),
 }
 
 /// Trees by namespace, such as `envoy.lb`, `istio` or `tulle`.

@@ -35,10 +35,10 @@ pub fn request(matched: &Matched, facts: &Facts<'_>, values: &impl Values, head:
     }
     let Some(action) = matched.forward() else { return };
     if let Some(host) = rewritten_host(matched, facts) {
-        if action.append_forwarded_host {
-            if let Ok(old) = HeaderValue::from_str(&head.authority) {
-                head.headers.append(FORWARDED_HOST, old);
-            }
+        if action.append_forwarded_host
+            && let Ok(old) = HeaderValue::from_str(&head.authority)
+        {
+            head.headers.append(FORWARDED_HOST, old);
         }
         head.authority = host;
     }
@@ -51,10 +51,10 @@ pub fn request(matched: &Matched, facts: &Facts<'_>, values: &impl Values, head:
         change => changed_path(change, &matched.route.rule, facts),
     });
     if let Some(path) = changed {
-        if !matched.plain {
-            if let Ok(old) = HeaderValue::from_str(&head.path) {
-                head.headers.insert(ORIGINAL_PATH, old);
-            }
+        if !matched.plain
+            && let Ok(old) = HeaderValue::from_str(&head.path)
+        {
+            head.headers.insert(ORIGINAL_PATH, old);
         }
         head.path = match facts.query() {
             Some(query) if !path.contains('?') => format!("{path}?{query}"),

@@ -31,17 +31,15 @@ pub(super) fn access_log(cx: &mut Context<'_>, message: &log::AccessLog) -> Opti
         }
         "envoy.extensions.access_loggers.stream.v3.StdoutAccessLog" => {
             let message: stream::StdoutAccessLog = cx.unpack(any)?;
-            let stream::stdout_access_log::AccessLogFormat::LogFormat(format) = match message.access_log_format {
-                Some(format) => format,
-                None => return Some((LogSink::Stdout, LogFormat::Default)),
+            let Some(stream::stdout_access_log::AccessLogFormat::LogFormat(format)) = message.access_log_format else {
+                return Some((LogSink::Stdout, LogFormat::Default));
             };
             Some((LogSink::Stdout, cx.field("log_format", |cx| log_format(cx, &format))?))
         }
         "envoy.extensions.access_loggers.stream.v3.StderrAccessLog" => {
             let message: stream::StderrAccessLog = cx.unpack(any)?;
-            let stream::stderr_access_log::AccessLogFormat::LogFormat(format) = match message.access_log_format {
-                Some(format) => format,
-                None => return Some((LogSink::Stderr, LogFormat::Default)),
+            let Some(stream::stderr_access_log::AccessLogFormat::LogFormat(format)) = message.access_log_format else {
+                return Some((LogSink::Stderr, LogFormat::Default));
             };
             Some((LogSink::Stderr, cx.field("log_format", |cx| log_format(cx, &format))?))
         }

@@ -255,7 +255,7 @@ fn lb_policy(cx: &mut Context<'_>, message: &xds::Cluster, common: &mut LbCommon
         Ok(Old::Random) => Some(LbPolicy::Random),
         Ok(Old::RingHash) => {
             let config = match settings {
-                Some(LbConfig::RingHashLbConfig(config)) => config.clone(),
+                Some(LbConfig::RingHashLbConfig(config)) => *config,
                 _ => xds::cluster::RingHashLbConfig::default(),
             };
             if config.hash_function != 0 {
@@ -419,7 +419,7 @@ fn http_options(cx: &mut Context<'_>, message: &xds::Cluster) -> HttpOptions {
         },
         http1: message.http_protocol_options.clone(),
         http2: message.http2_protocol_options.clone(),
-        common: message.common_http_protocol_options.clone().unwrap_or_default(),
+        common: message.common_http_protocol_options.unwrap_or_default(),
         upstream: message.upstream_http_protocol_options.clone(),
     }
 }

@@ -104,10 +104,10 @@ fn cors_policy(cx: &mut Context<'_>, message: &cors::CorsPolicy) -> Option<CorsP
 
 /// The old place of a CORS policy, in the route itself.
 pub(super) fn old_cors(cx: &mut Context<'_>, message: &route::CorsPolicy) -> Option<(Arc<str>, FilterOverride)> {
-    let enabled = match &message.enabled_specifier {
-        Some(route::cors_policy::EnabledSpecifier::FilterEnabled(share)) => Some(share.clone()),
-        None => None,
-    };
+    let enabled = message
+        .enabled_specifier
+        .as_ref()
+        .map(|route::cors_policy::EnabledSpecifier::FilterEnabled(share)| share.clone());
     let same = cors::CorsPolicy {
         allow_origin_string_match: message.allow_origin_string_match.clone(),
         allow_methods: message.allow_methods.clone(),

@@ -31,7 +31,7 @@ pub(super) fn manager(cx: &mut Context<'_>, any: &Any) -> Option<HttpManager> {
     let message: hcm::HttpConnectionManager = cx.unpack(any)?;
     let routes = route_source(cx, &message);
     let (filters, router) = http_filters(cx, &message.http_filters);
-    let common = message.common_http_protocol_options.clone().unwrap_or_default();
+    let common = message.common_http_protocol_options.unwrap_or_default();
     let local_reply = message.local_reply_config.as_ref();
     Some(HttpManager {
         stat_prefix: cx.share(&message.stat_prefix),
@@ -193,7 +193,7 @@ fn path_options(message: &hcm::HttpConnectionManager) -> PathOptions {
 }
 
 fn client_cert(message: &hcm::HttpConnectionManager) -> ForwardClientCert {
-    let details = message.set_current_client_cert_details.clone().unwrap_or_default();
+    let details = message.set_current_client_cert_details.unwrap_or_default();
     ForwardClientCert {
         mode: match message.forward_client_cert_details {
             1 => ForwardClientCertMode::ForwardOnly,

@@ -46,7 +46,7 @@ pub(super) fn forward(
         None => defaults.retry.cloned(),
     };
     let own_mirrors = cx.list("request_mirror_policies", &message.request_mirror_policies, mirror);
-    let duration = message.max_stream_duration.clone().unwrap_or_default();
+    let duration = message.max_stream_duration.unwrap_or_default();
     let grpc_max = duration.grpc_timeout_header_max.as_ref().or(message.max_grpc_timeout.as_ref());
     let grpc_offset = duration.grpc_timeout_header_offset.as_ref().or(message.grpc_timeout_offset.as_ref());
     Some(ForwardAction {
@@ -247,10 +247,11 @@ pub(super) fn retry(cx: &mut Context<'_>, message: &xds::RetryPolicy) -> Option<
             _ => cx.refuse("only previous_hosts is implemented"),
         }
     });
-    let back_off = message.retry_back_off.clone().unwrap_or_default();
+    let back_off = message.retry_back_off.unwrap_or_default();
     let base = cx.duration("retry_back_off.base_interval", back_off.base_interval.as_ref()).unwrap_or(BASE_INTERVAL);
-    let max =
-        cx.duration("retry_back_off.max_interval", back_off.max_interval.as_ref()).unwrap_or(base.saturating_mul(10));
+    let max = cx
+        .duration("retry_back_off.max_interval", back_off.max_interval.as_ref())
+        .unwrap_or_else(|| base.saturating_mul(10));
     if base.is_zero() || max < base {
         cx.field("retry_back_off", |cx| cx.fault("base_interval must be above zero and at most max_interval"));
     }
@@ -349,12 +350,8 @@ pub(super) fn direct_response(cx: &mut Context<'_>, message: &xds::DirectRespons
 #[allow(deprecated)] // `append` is what old control planes send.
 pub(super) fn header_addition(cx: &mut Context<'_>, message: &core::HeaderValueOption) -> Option<HeaderAddition> {
     let header = cx.required("header", message.header.as_ref(), |_, header| Some(header.clone()))?;
-    let name = match cx.field("header", |cx| header_key(cx, "key", &header.key))? {
-        HeaderKey::Name(name) => name,
-        _ => {
-            return cx
-                .field("header.key", |cx| cx.refuse("the host and names with a colon must not be changed this way"));
-        }
+    let HeaderKey::Name(name) = cx.field("header", |cx| header_key(cx, "key", &header.key))? else {
+        return cx.field("header.key", |cx| cx.refuse("the host and names with a colon must not be changed this way"));
     };
     let text = if header.raw_value.is_empty() {
         header.value

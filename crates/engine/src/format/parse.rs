@@ -99,7 +99,8 @@ fn operator(name: &str, argument: Option<&str>, inside: &str) -> Result<Operator
     let header = |text: &str| HeaderName::from_bytes(text.trim().as_bytes()).map_err(|_| bad("no such header can be"));
     let key = |text: &str| HeaderKey::parse(text.trim()).ok_or_else(|| bad("no such header can be"));
     let two = |text: &str| -> (String, Option<String>) {
-        text.split_once('?').map_or((text.to_owned(), None), |(a, b)| (a.to_owned(), Some(b.to_owned())))
+        let (first, second) = text.split_once('?').map_or((text, None), |(first, second)| (first, Some(second)));
+        (first.to_owned(), second.map(str::to_owned))
     };
     let format = || argument.filter(|text| !text.is_empty()).map(Arc::from);
     Ok(match name {

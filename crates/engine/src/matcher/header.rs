@@ -137,7 +137,7 @@ impl HeaderMatcher {
     }
 
     fn judge(&self, value: Option<&[u8]>) -> bool {
-        let Some(value) = value.or(self.missing_is_empty.then_some(b"")) else {
+        let Some(value) = value.or_else(|| self.missing_is_empty.then_some(b"")) else {
             return matches!(self.pattern, HeaderPattern::Present(wanted) if wanted == self.invert);
         };
         let found = match &self.pattern {

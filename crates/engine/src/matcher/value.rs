@@ -26,9 +26,9 @@ pub enum ValueMatcher {
     /// Anything at all (true) or nothing (false).
     Present(bool),
     /// A list with at least one such item.
-    AnyOf(Box<ValueMatcher>),
+    AnyOf(Box<Self>),
     /// One of these rules.
-    Or(Vec<ValueMatcher>),
+    Or(Vec<Self>),
 }
 
 impl ValueMatcher {

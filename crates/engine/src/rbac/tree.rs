@@ -46,11 +46,11 @@ impl<'a> Subject<'a> {
 #[derive(Debug, Clone)]
 pub enum Permission {
     /// All hold.
-    And(Vec<Permission>),
+    And(Vec<Self>),
     /// One holds.
-    Or(Vec<Permission>),
+    Or(Vec<Self>),
     /// It does not hold.
-    Not(Box<Permission>),
+    Not(Box<Self>),
     /// Always.
     Any,
     /// A request header.
@@ -77,11 +77,11 @@ pub enum Permission {
 #[derive(Debug, Clone)]
 pub enum Principal {
     /// All hold.
-    And(Vec<Principal>),
+    And(Vec<Self>),
     /// One holds.
-    Or(Vec<Principal>),
+    Or(Vec<Self>),
     /// It does not hold.
-    Not(Box<Principal>),
+    Not(Box<Self>),
     /// Always.
     Any,
     /// A client with a verified certificate; with a matcher: of such a name.

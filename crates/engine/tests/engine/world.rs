@@ -11,13 +11,13 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use proto::json::Format;
 
 /// A store with a listener `in` whose HTTP manager has these parts, and clusters `a`, `b`, `c`.
-pub struct World {
+pub(crate) struct World {
     pub store: Store,
     pub plan: Arc<Plan>,
 }
 
 /// A request on one line: `GET host/path name=value ...`, plus who asks.
-pub struct Ask {
+pub(crate) struct Ask {
     method: String,
     authority: String,
     path: String,
@@ -27,11 +27,11 @@ pub struct Ask {
 
 impl World {
     /// `routes`: virtual hosts as YAML; `filters`: HTTP filters before the router as YAML.
-    pub fn new(virtual_hosts: &str, filters: &str) -> Self {
+    pub(crate) fn new(virtual_hosts: &str, filters: &str) -> Self {
         Self::with(virtual_hosts, filters, "")
     }
 
-    pub fn with(virtual_hosts: &str, filters: &str, more: &str) -> Self {
+    pub(crate) fn with(virtual_hosts: &str, filters: &str, more: &str) -> Self {
         let text = listener(virtual_hosts, filters, more);
         let mut store = Store::new();
         let mut updates: Vec<Update> = ["a", "b", "c"].iter().map(|name| cluster(name, "")).collect();
@@ -43,13 +43,13 @@ impl World {
         Self { store, plan }
     }
 
-    pub fn manager(&self) -> Arc<HttpManager> {
+    pub(crate) fn manager(&self) -> Arc<HttpManager> {
         let listener = self.plan.listener("in").expect("listener");
         listener.chains.iter().next().and_then(|chain| chain.http()).expect("manager").clone()
     }
 
     /// The decision, and a line that says what it is.
-    pub fn decide(&self, ask: &Ask, dice: &mut Dice) -> (Decision, String) {
+    pub(crate) fn decide(&self, ask: &Ask, dice: &mut Dice) -> (Decision, String) {
         let decision = decide(&self.plan, &self.manager(), &ask.facts(), Moment::START, dice);
         let line = match &decision.outcome {
             Outcome::Forward(forward) => forward.cluster.name().to_string(),
@@ -63,12 +63,12 @@ impl World {
     }
 
     /// The line for a request on one line.
-    pub fn ask(&self, line: &str) -> String {
+    pub(crate) fn ask(&self, line: &str) -> String {
         self.decide(&Ask::new(line), &mut Dice::new(1)).1
     }
 
     /// Checks a table: `request -> answer` on every line.
-    pub fn check(&self, table: &str) {
+    pub(crate) fn check(&self, table: &str) {
         for line in table.lines().map(str::trim).filter(|line| !line.is_empty()) {
             let (request, wanted) = line.split_once(" -> ").expect("request -> answer");
             assert_eq!(self.ask(request.trim()), wanted.trim(), "{line}");
@@ -77,7 +77,7 @@ impl World {
 }
 
 impl Ask {
-    pub fn new(line: &str) -> Self {
+    pub(crate) fn new(line: &str) -> Self {
         let mut words = line.split_whitespace();
         let method = words.next().expect("method").to_owned();
         let target = words.next().expect("host/path");
@@ -96,7 +96,7 @@ impl Ask {
     }
 
     /// From a client with this SPIFFE identity.
-    pub fn by(mut self, identity: &str) -> Self {
+    pub(crate) fn by(mut self, identity: &str) -> Self {
         self.connection.tls = true;
         self.connection.peer =
             Some(Arc::new(Peer { uri_sans: vec![identity.into()], validated: true, ..Peer::default() }));
@@ -104,28 +104,28 @@ impl Ask {
     }
 
     /// Changes what the client's certificate says.
-    pub fn rename(&mut self, change: impl FnOnce(&mut Peer)) {
+    pub(crate) fn rename(&mut self, change: impl FnOnce(&mut Peer)) {
         let peer = self.connection.peer.get_or_insert_default();
         change(Arc::make_mut(peer));
     }
 
     /// The client presents no certificate.
-    pub fn anonymous(&mut self) {
+    pub(crate) fn anonymous(&mut self) {
         self.connection.peer = None;
     }
 
-    pub fn to(mut self, local: &str) -> Self {
+    pub(crate) fn to(mut self, local: &str) -> Self {
         self.connection.local = local.parse().expect("address");
         self
     }
 
-    pub fn from(mut self, remote: &str) -> Self {
+    pub(crate) fn from(mut self, remote: &str) -> Self {
         self.connection.remote = remote.parse().expect("address");
         self.connection.direct_remote = self.connection.remote;
         self
     }
 
-    pub fn facts(&self) -> Facts<'_> {
+    pub(crate) fn facts(&self) -> Facts<'_> {
         Facts {
             connection: &self.connection,
             method: &self.method,
@@ -140,12 +140,12 @@ impl Ask {
         }
     }
 
-    pub fn headers(&self) -> &HeaderMap {
+    pub(crate) fn headers(&self) -> &HeaderMap {
         &self.headers
     }
 }
 
-pub fn connection() -> ConnectionFacts {
+pub(crate) fn connection() -> ConnectionFacts {
     let remote: SocketAddr = ([192, 0, 2, 1], 4711).into();
     ConnectionFacts {
         direct_remote: remote,
@@ -162,12 +162,12 @@ pub fn connection() -> ConnectionFacts {
     }
 }
 
-pub fn update<M: prost::Message + prost::Name + Default>(type_url: &str, name: &str, yaml: &str) -> Update {
+pub(crate) fn update<M: prost::Message + prost::Name + Default>(type_url: &str, name: &str, yaml: &str) -> Update {
     let message: M = proto::json::parse(yaml, Format::Yaml).unwrap_or_else(|faults| panic!("{faults:?}\n{yaml}"));
     Update { type_url: type_url.into(), name: name.into(), body: Some(message.encode_to_vec().into()) }
 }
 
-pub fn cluster(name: &str, more: &str) -> Update {
+pub(crate) fn cluster(name: &str, more: &str) -> Update {
     let text = format!(
         "name: {name}
 connect_timeout: 1s
@@ -181,7 +181,7 @@ load_assignment:
     update::<proto::envoy::config::cluster::v3::Cluster>(proto::type_url::CLUSTER, name, &text)
 }
 
-pub fn listener(virtual_hosts: &str, filters: &str, more: &str) -> String {
+pub(crate) fn listener(virtual_hosts: &str, filters: &str, more: &str) -> String {
     let http = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
     let router = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router";
     format!(
