@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 use crate::cluster::ClusterState;
 use crate::routes::Priority;
@@ -29,8 +28,6 @@ pub struct RetryBudget {
     pub percent: f64,
     /// Retries always allowed. Default 3.
     pub min_concurrency: u32,
-    /// Count requests of this time past; zero: those under way now.
-    pub interval: Duration,
 }
 
 impl Default for Limits {
@@ -136,7 +133,7 @@ mod tests {
     #[test]
     fn a_budget_follows_the_load() {
         let state = Arc::new(ClusterState::default());
-        let budget = RetryBudget { percent: 20.0, min_concurrency: 1, interval: Duration::ZERO };
+        let budget = RetryBudget { percent: 20.0, min_concurrency: 1 };
         let limits = Limits { budget: Some(budget), ..Limits::default() };
         let _requests: Vec<_> =
             (0..10).map(|_| take(&state, &limits, Priority::Default, Resource::Requests).unwrap()).collect();

@@ -470,10 +470,12 @@ fn limits(cx: &mut Context<'_>, message: &xds::Cluster) -> (Limits, Limits) {
 
 fn threshold_limits(cx: &mut Context<'_>, message: &xds::circuit_breakers::Thresholds) -> Limits {
     let default = Limits::default();
+    if message.retry_budget.as_ref().is_some_and(|budget| budget.budget_interval.is_some()) {
+        cx.field("retry_budget.budget_interval", |cx| cx.fault("is not implemented; requests under way count"));
+    }
     let budget = message.retry_budget.as_ref().map(|budget| RetryBudget {
         percent: budget.budget_percent.as_ref().map_or(20.0, |percent| percent.value),
         min_concurrency: number(budget.min_retry_concurrency.as_ref(), 3),
-        interval: cx.duration("retry_budget.budget_interval", budget.budget_interval.as_ref()).unwrap_or_default(),
     });
     Limits {
         connections: number(message.max_connections.as_ref(), default.connections),

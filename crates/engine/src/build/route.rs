@@ -11,11 +11,14 @@ use crate::matcher::PathTemplate;
 use crate::metadata::Metadata;
 use crate::retry::RetryPolicy;
 use crate::routes::{
-    HeaderMutation, HostIndex, PathRule, QueryMatcher, QueryPattern, RequireTls, Route, RouteIndex, RouteMatch,
-    RouteTable, TlsContextRule, VirtualHost,
+    HeaderMutation, HostIndex, PathRule, QueryMatcher, QueryPattern, RequireTls, Route, RouteAction, RouteIndex,
+    RouteMatch, RouteTable, TlsContextRule, VirtualHost,
 };
 
 use super::route_action::{self, Defaults};
+
+/// Envoy's default for `max_direct_response_body_size_bytes`.
+const MAX_DIRECT_BODY: u32 = 4096;
 
 pub(crate) fn route_table(cx: &mut Context<'_>, bytes: &[u8]) -> Option<RouteTable> {
     match xds::RouteConfiguration::decode(bytes) {
@@ -33,6 +36,8 @@ pub(super) fn table(cx: &mut Context<'_>, message: &xds::RouteConfiguration, inl
     let virtual_hosts: Vec<Arc<VirtualHost>> =
         cx.list("virtual_hosts", &message.virtual_hosts, |cx, host| virtual_host(cx, host, &mirrors).map(Arc::new));
     let hosts = host_index(cx, &message.virtual_hosts);
+    let limit = super::number(message.max_direct_response_body_size_bytes.as_ref(), MAX_DIRECT_BODY);
+    check_bodies(cx, &virtual_hosts, limit);
     Some(RouteTable {
         name: cx.share(&message.name),
         virtual_hosts,
@@ -44,8 +49,6 @@ pub(super) fn table(cx: &mut Context<'_>, message: &xds::RouteConfiguration, inl
             &message.response_headers_to_remove,
             &message.response_headers_to_add,
         ),
-        internal_only_headers: cx
-            .list("internal_only_headers", &message.internal_only_headers, |cx, name| header_name(cx, name)),
         most_specific_wins: message.most_specific_header_mutations_wins,
         ignore_port: message.ignore_port_in_host_matching,
         filters: filters::overrides(cx, &message.typed_per_filter_config),
@@ -53,6 +56,22 @@ pub(super) fn table(cx: &mut Context<'_>, message: &xds::RouteConfiguration, inl
         metadata: Metadata::from_proto(message.metadata.as_ref()),
         version: cx.hash,
     })
+}
+
+/// The bodies of direct responses must not be longer than the table allows.
+fn check_bodies(cx: &mut Context<'_>, hosts: &[Arc<VirtualHost>], limit: u32) {
+    for (at, host) in hosts.iter().enumerate() {
+        for (place, route) in host.routes.iter().enumerate() {
+            let RouteAction::Direct(direct) = &route.action else { continue };
+            if direct.body.len() > limit as usize {
+                cx.item("virtual_hosts", at, |cx| {
+                    cx.item("routes", place, |cx| {
+                        cx.fault(format!("the body is longer than max_direct_response_body_size_bytes ({limit})"));
+                    });
+                });
+            }
+        }
+    }
 }
 
 fn host_index(cx: &mut Context<'_>, hosts: &[xds::VirtualHost]) -> HostIndex {
@@ -162,8 +181,7 @@ fn action(
     message: &xds::Route,
     defaults: &Defaults<'_>,
     template: Option<Arc<PathTemplate>>,
-) -> Option<crate::routes::RouteAction> {
-    use crate::routes::RouteAction;
+) -> Option<RouteAction> {
     match &message.action {
         Some(xds::route::Action::Route(action)) => cx
             .field("route", |cx| route_action::forward(cx, action, defaults, template))

@@ -343,7 +343,6 @@ pub(super) fn direct_response(cx: &mut Context<'_>, message: &xds::DirectRespons
     Some(DirectResponse {
         status: code,
         body: cx.optional("body", message.body.as_ref(), inline_bytes).unwrap_or_default(),
-        format: cx.optional("body_format", message.body_format.as_ref(), super::http::reply_body),
     })
 }
 

@@ -185,8 +185,6 @@ pub struct DirectResponse {
     pub status: StatusCode,
     /// Its body.
     pub body: bytes::Bytes,
-    /// The body as a formatter, if configured.
-    pub format: Option<crate::http_manager::ReplyBody>,
 }
 
 /// A copy of requests to another cluster; the answer is thrown away.

@@ -7,7 +7,7 @@ mod matching;
 
 use std::sync::Arc;
 
-use http::{HeaderName, StatusCode};
+use http::StatusCode;
 
 pub use action::{
     AppendAction, ClusterChoice, DEFAULT_TIMEOUT, DirectResponse, ForwardAction, HashPolicy, HashSource,
@@ -36,8 +36,6 @@ pub struct RouteTable {
     pub hosts: HostIndex,
     /// Header changes for every route.
     pub headers: HeaderMutation,
-    /// Headers from outside that are removed when the client is external.
-    pub internal_only_headers: Vec<HeaderName>,
     /// Apply header changes from the table down to the route (true) or from the route up (false, the default).
     pub most_specific_wins: bool,
     /// Ports in host names do not count when a virtual host is chosen. Default false.

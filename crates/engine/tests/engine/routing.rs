@@ -139,11 +139,12 @@ fn timeouts_retries_mirrors() {
 "#,
         "",
     );
-    let forward = |line: &str| match world.decide(&Ask::new(line), &mut Dice::new(1)) {
-        (decision, _) => match decision.outcome {
+    let forward = |line: &str| {
+        let (decision, _) = world.decide(&Ask::new(line), &mut Dice::new(1));
+        match decision.outcome {
             Outcome::Forward(forward) => (forward, decision.matched.expect("matched")),
             Outcome::Reply(reply) => panic!("{reply:?}"),
-        },
+        }
     };
     let seconds = |n| Some(std::time::Duration::from_secs(n));
     let (default, matched) = forward("GET x/default");

@@ -10,9 +10,8 @@ use engine::{ConnectionFacts, Dice, Facts, HttpManager, Moment, Outcome, Peer, P
 use http::{HeaderMap, HeaderName, HeaderValue};
 use proto::json::Format;
 
-/// A store with a listener `in` whose HTTP manager has these parts, and clusters `a`, `b`, `c`.
+/// A plan with a listener `in` whose HTTP manager has these parts, and clusters `a`, `b`, `c`.
 pub(crate) struct World {
-    pub store: Store,
     pub plan: Arc<Plan>,
 }
 
@@ -39,8 +38,7 @@ impl World {
         for outcome in store.apply(&updates) {
             outcome.unwrap_or_else(|error| panic!("{error}\n{text}"));
         }
-        let plan = store.plan();
-        Self { store, plan }
+        Self { plan: store.plan() }
     }
 
     pub(crate) fn manager(&self) -> Arc<HttpManager> {
