@@ -7,19 +7,19 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// A backend on a port of its own; its threads end with the test program.
-pub struct Backend {
+pub(crate) struct Backend {
     /// Where it listens.
-    pub address: SocketAddr,
+    pub(crate) address: SocketAddr,
     /// Connections so far.
-    pub connections: Arc<AtomicUsize>,
+    pub(crate) connections: Arc<AtomicUsize>,
     /// Heads of the requests so far.
-    pub heads: Arc<Mutex<Vec<String>>>,
+    pub(crate) heads: Arc<Mutex<Vec<String>>>,
 }
 
 impl Backend {
     /// Starts one. What a path asks for: `/status/N`, `/fail-first/N` (503 to the first N requests), `/sleep/MS`,
     /// `/close` (without an answer), `/chunked`, `/upgrade`; anything else: 200 with the request's body.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (connections, heads) = (Arc::<AtomicUsize>::default(), Arc::<Mutex<Vec<String>>>::default());
@@ -35,18 +35,18 @@ impl Backend {
     }
 
     /// Requests so far.
-    pub fn requests(&self) -> usize {
+    pub(crate) fn requests(&self) -> usize {
         self.heads.lock().unwrap().len()
     }
 
     /// The last request's head.
-    pub fn last(&self) -> String {
+    pub(crate) fn last(&self) -> String {
         self.heads.lock().unwrap().last().cloned().unwrap_or_default()
     }
 }
 
 /// A port on which nobody listens.
-pub fn nobody() -> SocketAddr {
+pub(crate) fn nobody() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap()
 }

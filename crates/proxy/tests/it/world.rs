@@ -8,21 +8,21 @@ use proto::json::{Format, parse_bootstrap};
 use proxy::process::{Proxy, Settings};
 
 /// How long anything may take before a test fails.
-pub const LIMIT: Duration = Duration::from_secs(10);
+pub(crate) const LIMIT: Duration = Duration::from_secs(10);
 
 /// A running proxy; stopped when dropped.
-pub struct World {
+pub(crate) struct World {
     proxy: Option<Proxy>,
 }
 
 impl World {
     /// Starts a proxy from YAML.
-    pub fn start(yaml: &str) -> Self {
+    pub(crate) fn start(yaml: &str) -> Self {
         Self::with(yaml, |_| {})
     }
 
     /// The same with other settings.
-    pub fn with(yaml: &str, change: impl FnOnce(&mut Settings)) -> Self {
+    pub(crate) fn with(yaml: &str, change: impl FnOnce(&mut Settings)) -> Self {
         let (bootstrap, _) = parse_bootstrap(yaml, Format::Yaml).unwrap_or_else(|faults| panic!("{faults:#?}"));
         let mut settings = Settings::new(bootstrap);
         settings.drain = Duration::from_millis(500);
@@ -33,14 +33,14 @@ impl World {
     }
 
     /// Where a listener can be reached.
-    pub fn address(&self, listener: &str) -> SocketAddr {
+    pub(crate) fn address(&self, listener: &str) -> SocketAddr {
         let listening = self.proxy.as_ref().unwrap().listening();
         let found = listening.iter().find(|open| &*open.listener == listener);
         found.and_then(|open| open.bound).unwrap_or_else(|| panic!("no {listener} in {listening:?}"))
     }
 
     /// The proxy itself.
-    pub fn proxy(&self) -> &Proxy {
+    pub(crate) fn proxy(&self) -> &Proxy {
         self.proxy.as_ref().unwrap()
     }
 }
@@ -55,12 +55,12 @@ impl Drop for World {
 }
 
 /// A bootstrap of one plaintext HTTP listener `in`, with these routes and clusters.
-pub fn http(routes: &str, clusters: &str) -> String {
+pub(crate) fn http(routes: &str, clusters: &str) -> String {
     http_with("", "", routes, clusters)
 }
 
 /// The same with more HTTP filters and more manager settings (lines of a flow mapping, each ending in a comma).
-pub fn http_with(filters: &str, manager: &str, routes: &str, clusters: &str) -> String {
+pub(crate) fn http_with(filters: &str, manager: &str, routes: &str, clusters: &str) -> String {
     format!(
         r#"
 static_resources:
@@ -83,7 +83,7 @@ static_resources:
 }
 
 /// A static cluster with these endpoints.
-pub fn cluster(name: &str, endpoints: &[SocketAddr], more: &str) -> String {
+pub(crate) fn cluster(name: &str, endpoints: &[SocketAddr], more: &str) -> String {
     let endpoints: Vec<String> = endpoints
         .iter()
         .map(|at| {
@@ -99,24 +99,24 @@ pub fn cluster(name: &str, endpoints: &[SocketAddr], more: &str) -> String {
 
 /// An answer as bytes came.
 #[derive(Debug)]
-pub struct Reply {
+pub(crate) struct Reply {
     /// The status.
-    pub status: u16,
+    pub(crate) status: u16,
     /// Names in lower case.
-    pub headers: Vec<(String, String)>,
+    pub(crate) headers: Vec<(String, String)>,
     /// The body, without chunks.
-    pub body: String,
+    pub(crate) body: String,
 }
 
 impl Reply {
     /// The first header of this name.
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 }
 
 /// Connects with time limits.
-pub fn connect(at: SocketAddr) -> TcpStream {
+pub(crate) fn connect(at: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(at).unwrap();
     stream.set_read_timeout(Some(LIMIT)).unwrap();
     stream.set_write_timeout(Some(LIMIT)).unwrap();
@@ -124,19 +124,19 @@ pub fn connect(at: SocketAddr) -> TcpStream {
 }
 
 /// Sends bytes on a new connection and reads one answer.
-pub fn ask(at: SocketAddr, request: &str) -> Reply {
+pub(crate) fn ask(at: SocketAddr, request: &str) -> Reply {
     let mut stream = connect(at);
     stream.write_all(request.as_bytes()).unwrap();
     read_reply(&mut stream)
 }
 
 /// `GET PATH` with a host and further header lines.
-pub fn get(at: SocketAddr, path: &str, headers: &str) -> Reply {
+pub(crate) fn get(at: SocketAddr, path: &str, headers: &str) -> Reply {
     ask(at, &format!("GET {path} HTTP/1.1\r\nhost: web.test\r\n{headers}\r\n"))
 }
 
 /// Reads one answer.
-pub fn read_reply(stream: &mut TcpStream) -> Reply {
+pub(crate) fn read_reply(stream: &mut TcpStream) -> Reply {
     let mut bytes = Vec::new();
     let head = loop {
         if let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
