@@ -394,7 +394,9 @@ impl<'a> Object<'a> {
 impl Drop for Object<'_> {
     fn drop(&mut self) {
         let asked = self.asked.borrow();
-        for entry in self.entries.iter().filter(|entry| !asked.contains(&entry.key.as_str())) {
+        // Looking for the words that were meant is dear: a mapping of a thousand unknown keys is of another kind.
+        let unknown = self.entries.iter().filter(|entry| !asked.contains(&entry.key.as_str()));
+        for entry in unknown.take(20) {
             let field = self.field.child(entry);
             let finding = field.error_at_key(codes::UNKNOWN_FIELD, format!("unknown field `{}`", entry.key));
             if let Some(near) = crate::names::nearest(&entry.key, asked.iter().copied()) {

@@ -8,6 +8,9 @@ use model::{Code, Diagnostic, Label, ObjectKey, Origin, Severity};
 use crate::codes;
 use crate::node::Span;
 
+/// Most findings about one document: who made the first hundred mistakes will look at the rest later.
+const MOST: usize = 100;
+
 /// The findings about one document. Shared by all readers of its fields.
 pub(crate) struct Report {
     file: Option<Arc<str>>,
@@ -52,7 +55,8 @@ impl Report {
         // Whatever else seems wrong with a value of the wrong type follows from that alone.
         let known =
             |finding: &Diagnostic| [codes::WRONG_TYPE, codes::EMPTY].contains(&finding.code) && finding.field == field;
-        if found.iter().rev().take(4).any(known) {
+        let enough = found.len() >= MOST && (severity != Severity::Error || has_error(&found));
+        if enough || found.iter().rev().take(4).any(known) {
             return Finding { report: self, index: None };
         }
         found.push(Diagnostic {
@@ -70,7 +74,7 @@ impl Report {
 
     /// Whether the object cannot take effect.
     pub(crate) fn failed(&self) -> bool {
-        self.found.borrow().iter().any(|finding| finding.severity == Severity::Error)
+        has_error(&self.found.borrow())
     }
 
     /// All findings in the order of the text.
@@ -79,6 +83,10 @@ impl Report {
         found.sort_by_key(|finding| finding.labels.first().map(|label| label.start));
         found
     }
+}
+
+fn has_error(found: &[Diagnostic]) -> bool {
+    found.iter().any(|finding| finding.severity == Severity::Error)
 }
 
 /// A finding just added, to say more about it.

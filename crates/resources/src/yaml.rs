@@ -11,7 +11,7 @@ use crate::node::{Entry, Node, Span, Value};
 
 /// Deepest nesting of a document, aliases followed.
 const MAX_DEPTH: usize = 200;
-/// Most values that aliases of one document may copy: stops "billion laughs".
+/// Most values that anchors and aliases of one document may copy: stops "billion laughs".
 const MAX_COPIED: usize = 100_000;
 
 /// Why a document cannot be read.
@@ -144,6 +144,7 @@ impl Tree {
 
     fn leaf(&mut self, node: Node, anchor: usize) -> Result<(), Fault> {
         if anchor != 0 {
+            self.copy(measure(&node).0, node.span)?;
             self.anchors.insert(anchor, node.clone());
         }
         self.put(node)
@@ -159,12 +160,21 @@ impl Tree {
             });
         };
         let (count, depth) = measure(node);
-        self.copied += count;
-        if self.copied > MAX_COPIED || depth + self.open.len() > MAX_DEPTH {
-            return Err(too_large(format!("aliases copy more than {MAX_COPIED} values or nest too deep"), span));
+        if depth + self.open.len() > MAX_DEPTH {
+            return Err(too_large(format!("nested deeper than {MAX_DEPTH} levels by an alias"), span));
         }
         let node = node.clone();
+        self.copy(count, span)?;
         self.put(node)
+    }
+
+    /// Counts values that anchors and aliases copy.
+    fn copy(&mut self, count: usize, span: Span) -> Result<(), Fault> {
+        self.copied += count;
+        match self.copied > MAX_COPIED {
+            true => Err(too_large(format!("anchors and aliases copy more than {MAX_COPIED} values"), span)),
+            false => Ok(()),
+        }
     }
 
     fn close(&mut self) -> Result<(), Fault> {
