@@ -29,6 +29,9 @@ pub(crate) fn read(spec: &Object<'_>, subject: &Subject<'_>) -> Vec<Declaration>
             .help("add rules; `rules: [{}]` matches every request");
     }
     let rules = rules.map(|field| field.items()).unwrap_or_default();
+    if rules.is_empty() && action == Some(PolicyAction::Allow) {
+        spec.field.note(codes::MATCHES_NOTHING, "an ALLOW policy without rules denies every request");
+    }
     let policy = AuthorizationPolicy {
         namespace: subject.namespace(),
         name: subject.key.name.clone(),

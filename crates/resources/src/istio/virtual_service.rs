@@ -19,6 +19,14 @@ pub(crate) fn read(spec: &Object<'_>, subject: &Subject<'_>) -> Vec<Declaration>
     let in_mesh = gateways.is_empty() || gateways.iter().any(|gateway| gateway == "mesh");
     // Bound to gateways as well, `*` means all hosts there; sidecars it must not take over.
     let hosts = hosts(spec, subject, in_mesh && gateways.len() < 2);
+    if let (false, Some(field)) = (in_mesh, &gateways_field) {
+        field
+            .warn(
+                codes::UNKNOWN_GATEWAY,
+                "these rules do nothing: gateways are not supported yet, and `mesh` is not among them",
+            )
+            .help("add `mesh` to have them for calls between workloads");
+    }
     if in_mesh && hosts.iter().any(|host| host == "*") && gateways.len() > 1 {
         gateways.retain(|gateway| gateway != "mesh");
         spec.field.warn(codes::WILDCARD_IN_MESH, "host `*` is taken for the gateways alone, not for the mesh");
