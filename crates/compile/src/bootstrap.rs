@@ -99,6 +99,7 @@ pub fn bootstrap(mesh: &Mesh, key: &WorkloadKey, mode: &Mode) -> Option<Bootstra
         }
         Mode::Dynamic { admin, ads: server, sds_path } => {
             file.admin = admin.as_ref().map(bootstrap_admin);
+            tell_admin(&mut file, admin.as_ref());
             file.static_resources = Some(StaticResources {
                 clusters: vec![ads_cluster(&server.server), grpc_cluster("sds-grpc", pipe(sds_path))],
                 ..StaticResources::default()
@@ -138,6 +139,19 @@ pub fn node(mesh: &Mesh, workload: &Workload) -> Node {
         metadata: Some(Struct { fields: fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect() }),
         locality: Some(core_locality(&workload.locality)),
         ..Node::default()
+    }
+}
+
+/// Tells the control plane where the proxy's admin interface is, so that `tulle stat` and `tap` find it.
+fn tell_admin(file: &mut Bootstrap, admin: Option<&Admin>) {
+    let address = match admin {
+        Some(Admin::Socket(at)) => at.to_string(),
+        Some(Admin::Unix(path)) => format!("unix:{path}"),
+        None => return,
+    };
+    if let Some(metadata) = file.node.as_mut().and_then(|node| node.metadata.as_mut()) {
+        let value = Value { kind: Some(Kind::StringValue(address)) };
+        metadata.fields.insert("TULLE_ADMIN".to_owned(), value);
     }
 }
 

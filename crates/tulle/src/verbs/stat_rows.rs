@@ -185,7 +185,8 @@ impl Stat {
             for edge in &self.plaintext {
                 let rate = match edge.connections {
                     0 => format!("{:.1} rps", edge.requests_per_second),
-                    connections => format!("{connections} connections"),
+                    1 => "1 TCP connection".to_owned(),
+                    connections => format!("{connections} TCP connections"),
                 };
                 text.push_str(&format!("  {} → {}  {rate}\n", edge.source, edge.destination));
             }

@@ -294,8 +294,10 @@ fn line(event: &Event) -> String {
     text
 }
 
+/// The workload; else the service account of its identity (raw TCP carries no more); else what else is known.
 fn of(party: &Party, otherwise: &str) -> String {
-    let name = if party.workload.is_empty() { otherwise } else { &party.workload };
+    let account = party.principal.rsplit_once("/sa/").map(|(_, account)| account);
+    let name = if party.workload.is_empty() { account.unwrap_or(otherwise) } else { &party.workload };
     clean(if name.is_empty() { "unknown" } else { name })
 }
 
@@ -356,7 +358,9 @@ mod tests {
             line(&failed),
             "12:04:11.302  10.0.0.9:4000 → catalog  GET /x\u{fffd}[2J → 503 UF,URX in 2.1 ms  plaintext  3 attempts  upstream_reset"
         );
-        let tcp = Event { method: String::new(), status: 0, received: 84, sent: 224, ..event() };
+        let named = Party { principal: "spiffe://cluster.local/ns/shop/sa/web".to_owned(), ..Party::default() };
+        let source = Arc::new(named);
+        let tcp = Event { source, method: String::new(), status: 0, received: 84, sent: 224, ..event() };
         assert_eq!(line(&tcp), "12:04:11.302  web → catalog  tcp 84 B in, 224 B out in 2.1 ms  mTLS");
     }
 
