@@ -80,6 +80,10 @@ def round_of(control, client, server, transport, delta, number):
         status = "no answer"
     check(status == "no answer", f"plaintext gets no answer: {status}")
     until(lambda: control.synced("web-1.shop", "catalog-1.shop", "intruder-1.shop"), "all acknowledged everything", 20)
+    code, shown, errors = control.tulle("proxy", "config", "web-1.shop", "clusters")
+    check(code == 0 and "outbound|8080||catalog" in shown, f"`proxy config` shows what it runs {errors}")
+    code, shown, errors = control.tulle("proxy", "config", "web-1.shop", "endpoints")
+    check(code == 0 and f"{CATALOG}:{in_port}" in shown, f"and its endpoints {errors}")
     took = []
     for change in range(number + 1, number + 4):
         control.write("route.yaml", step(change))

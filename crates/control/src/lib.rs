@@ -7,6 +7,11 @@
 //! Architecture invariants: no proxy code, no Kubernetes; a control plane never sees a workload's private key;
 //! what a client may see is decided by its verified identity, never by what it asks for.
 
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unreachable)
+)]
+
 pub mod api;
 pub mod client;
 pub mod feeds;

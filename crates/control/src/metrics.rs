@@ -1,7 +1,7 @@
 //! The control plane's own metrics: Istio's names where dashboards read them, `tulle_*` for the rest.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use identity::audit::Audit;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -39,6 +39,8 @@ pub(crate) struct Metrics {
     workloads: Gauge,
     findings: Family<ByType, Gauge>,
     refused_streams: Counter,
+    unknown_names: Counter,
+    root_expiry: Gauge,
 }
 
 fn seconds() -> Histogram {
@@ -72,6 +74,8 @@ impl Metrics {
             workloads: Gauge::default(),
             findings: Family::default(),
             refused_streams: Counter::default(),
+            unknown_names: Counter::default(),
+            root_expiry: Gauge::default(),
         };
         metrics.register();
         metrics
@@ -91,6 +95,10 @@ impl Metrics {
         it.register("tulle_config_revision", "Revision of the configuration", self.revision.clone());
         it.register("tulle_workloads", "Workloads declared", self.workloads.clone());
         it.register("tulle_findings", "Findings in the configuration, by severity", self.findings.clone());
+        let help = "Resources asked for by name that the caller may not see or that do not exist";
+        it.register("tulle_xds_unknown_names", help, self.unknown_names.clone());
+        let help = "When the root certificate ends, in seconds since 1970";
+        it.register("citadel_server_root_cert_expiry_timestamp", help, self.root_expiry.clone());
         it.register("tulle_xds_streams_refused", "Streams refused for their identity", self.refused_streams.clone());
     }
 
@@ -101,6 +109,15 @@ impl Metrics {
 
     pub(crate) fn refused_stream(&self) {
         self.refused_streams.inc();
+    }
+
+    pub(crate) fn unknown_name(&self) {
+        self.unknown_names.inc();
+    }
+
+    pub(crate) fn root_ends(&self, at: SystemTime) {
+        let seconds = at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        self.root_expiry.set(i64::try_from(seconds).unwrap_or(i64::MAX));
     }
 
     pub(crate) fn sent(&self, type_url: &str, size: usize) {

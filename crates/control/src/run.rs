@@ -181,6 +181,7 @@ impl Doors {
         let authority =
             Authority::load_or_create(&settings.ca_dir, trust_domain, settings.cert_ttl, SystemTime::now())?;
         let authority = Arc::new(authority);
+        source.metrics.root_ends(authority.root_not_after());
         let mut names: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into();
         names.extend(settings.names.iter().cloned());
         let keys = control_keys(authority.clone(), names)?;

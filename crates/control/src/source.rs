@@ -17,6 +17,9 @@ use crate::node::{self, NodeFacts};
 use crate::proxies::{ConnectionId, Proxies, Proxy};
 use crate::world::World;
 
+/// How many names that a stream may not see are written to the audit log; the metric counts all.
+const AUDITED_NAMES: u32 = 20;
+
 /// Serves the mesh to the proxies that belong to it.
 #[derive(Debug)]
 pub struct MeshSource {
@@ -55,7 +58,17 @@ impl Source for MeshSource {
         });
         self.metrics.stream(1);
         let (world, proxies, metrics) = (self.world.clone(), self.proxies.clone(), self.metrics.clone());
-        let watcher = Watcher { id, world, proxies, metrics, settled: 0, first: true, refused: 0 };
+        let watcher = Watcher {
+            id,
+            world,
+            proxies,
+            metrics,
+            settled: 0,
+            first: true,
+            refused: 0,
+            node: node.id.clone(),
+            unknown: 0,
+        };
         Ok(Opened { snapshots, observer: Box::new(watcher) })
     }
 }
@@ -111,6 +124,8 @@ struct Watcher {
     settled: u64,
     first: bool,
     refused: usize,
+    node: String,
+    unknown: u32,
 }
 
 impl Observer for Watcher {
@@ -118,7 +133,12 @@ impl Observer for Watcher {
         match event {
             Event::Acknowledged { .. } => {}
             Event::Unknown { type_url, name } => {
-                tracing::debug!(event = "unknown_resource", connection = self.id, %type_url, %name);
+                self.metrics.unknown_name();
+                self.unknown += 1;
+                if self.unknown <= AUDITED_NAMES {
+                    let node = &self.node;
+                    tracing::warn!(target: "audit", event = "unknown_resource", %node, %type_url, %name);
+                }
             }
             Event::Rejected(refused) => {
                 for one in &refused {

@@ -341,3 +341,58 @@ spec: {serviceAccount: lonely, addresses: [10.9.0.1], meshed: true}
     assert_eq!((wait.acknowledged, wait.missing.len()), (0, 0));
     assert_eq!(plane.client.proxies().await.unwrap()[0].wanted, 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_changes_is_few_pushes() {
+    let plane = plane(true).await;
+    let _web = sidecar(&plane.run_dir(), "web-1.shop", Manner::Accepts);
+    plane.synced("web-1.shop").await;
+    let begin = plane.running.world.read().revision;
+    for step in 0..250_u32 {
+        let text = ROUTE_TO_CATALOG.replace("2s", &format!("{}ms", 1000 + step));
+        plane.files.send(file("route.yaml", Some(&text))).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(4)).await;
+    }
+    for _ in 0..500 {
+        let objects = plane.client.objects(Some("vs"), None, None).await.unwrap();
+        if objects[0].object["spec"]["http"][0]["timeout"] == "1249ms" {
+            let pushes = plane.running.world.read().revision - begin;
+            assert!((2..=40).contains(&pushes), "{pushes} pushes for 250 changes");
+            plane.synced("web-1.shop").await;
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("the last change is not in force");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_and_rubbish_at_the_socket() {
+    let plane = plane(false).await;
+    for id in ["", "web", "sidecar~10.0.0.1~web-1~x", "a~b~c~d~e"] {
+        let bad = Node { id: id.to_owned(), ..Node::default() };
+        let (handle, mut events) = xds::client::start(Config::new(bad, dial::unix(plane.run_dir().join("xds.sock"))));
+        handle.subscribe_all(CLUSTER);
+        let reason = loop {
+            match events.recv().await.unwrap() {
+                Event::Disconnected { reason, .. } => break reason,
+                Event::Update(update) => panic!("{id} got {update:?}"),
+                Event::Connected => {}
+            }
+        };
+        assert!(reason.contains("sidecar~IP~NAME.NAMESPACE"), "{reason}");
+    }
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    for rubbish in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0; 64], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff"] {
+        for socket in ["xds.sock", "api.sock"] {
+            let mut stream = tokio::net::UnixStream::connect(plane.run_dir().join(socket)).await.unwrap();
+            stream.write_all(rubbish).await.unwrap();
+            let _ = stream.shutdown().await;
+            let mut out = Vec::new();
+            let _ =
+                tokio::time::timeout(Duration::from_secs(8), stream.read_to_end(&mut out)).await.expect("it is closed");
+        }
+    }
+    let _web = sidecar(&plane.run_dir(), "web-1.shop", Manner::Accepts);
+    plane.synced("web-1.shop").await;
+}

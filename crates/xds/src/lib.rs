@@ -6,6 +6,11 @@
 //!
 //! Architecture invariant: nothing here knows what a listener or a cluster *says*; resources are named bytes.
 
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unreachable)
+)]
+
 pub mod client;
 pub mod kind;
 pub mod resource;

@@ -338,3 +338,60 @@ proptest! {
         converge(Flavor::StateOfTheWorld, &steps, true);
     }
 }
+
+/// A request of any content: known and unknown types and names, nonces that were given, guessed or invented.
+fn any_request() -> impl Strategy<Value = (usize, Vec<u8>, Vec<u8>, u8, bool, bool)> {
+    let names = || prop::collection::vec(0..8u8, 0..4);
+    (0..6usize, names(), names(), 0..12u8, prop::bool::ANY, prop::bool::ANY)
+}
+
+fn spelled(names: &[u8]) -> Vec<String> {
+    let spell = |name: &u8| match name {
+        0..5 => format!("c{name}"),
+        5 => "*".to_owned(),
+        6 => String::new(),
+        _ => "\u{0}\u{fffd} ~".to_owned(),
+    };
+    names.iter().map(spell).collect()
+}
+
+proptest! {
+    #[test]
+    fn no_request_upsets_the_server(
+        delta in prop::bool::ANY,
+        requests in prop::collection::vec((any_request(), prop::collection::vec(0..6u8, 0..5), 0..4u64), 1..60),
+    ) {
+        let flavor = if delta { Flavor::Delta } else { Flavor::StateOfTheWorld };
+        let types = [CLUSTER, ENDPOINTS, LISTENER, ROUTE, "type.googleapis.com/unknown.Type", "no url"];
+        let mut link = Link::new(flavor, false);
+        for ((of, names, gone, nonce, nack, begins), clusters, edition) in requests {
+            link.publish(&clusters, &[], edition, None);
+            let error_detail = nack.then(Default::default);
+            let nonce = if nonce == 0 { String::new() } else { nonce.to_string() };
+            let request = if delta {
+                let versions = if begins { spelled(&gone) } else { Vec::new() };
+                server::Request::Delta(discovery::DeltaDiscoveryRequest {
+                    type_url: types[of].to_owned(),
+                    resource_names_subscribe: spelled(&names),
+                    resource_names_unsubscribe: spelled(&gone),
+                    initial_resource_versions: versions.into_iter().map(|name| (name, "7".to_owned())).collect(),
+                    response_nonce: nonce,
+                    error_detail,
+                    ..Default::default()
+                })
+            } else {
+                server::Request::Sotw(discovery::DiscoveryRequest {
+                    type_url: types[of].to_owned(),
+                    resource_names: spelled(&names),
+                    response_nonce: nonce,
+                    error_detail,
+                    ..Default::default()
+                })
+            };
+            link.server.receive(request).unwrap();
+            // It comes to rest by itself: there is at most one response of a type without an answer.
+            let sent = std::iter::from_fn(|| link.server.poll()).take(100).count();
+            prop_assert!(sent <= 2 * types.len(), "{sent} responses");
+        }
+    }
+}
