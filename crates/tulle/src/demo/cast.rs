@@ -1,6 +1,6 @@
 //! Who plays in the demo: services, the workloads behind them, and their addresses in each kind of network.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
 use super::app::Role;
 
@@ -132,18 +132,35 @@ impl Part {
         Service::numbered(self.app)
     }
 
-    /// The address at which peers reach it.
-    pub(crate) fn address(number: u8, net: Net) -> Ipv4Addr {
+    /// The address at which peers reach it. `block` keeps demos on one machine apart.
+    pub(crate) fn address(number: u8, net: Net, block: u8) -> Ipv4Addr {
         match net {
-            Net::Loopback => Ipv4Addr::new(127, 77, 0, number),
+            Net::Loopback => Ipv4Addr::new(127, 77, block, number),
             Net::Userns | Net::Netns => Ipv4Addr::new(10, 88, 0, number + 1),
         }
     }
 }
 
 /// Where the proxy of client `part` listens for `service` when nothing is redirected.
-pub(crate) fn explicit(part: u8, number: u8, service: &Service) -> SocketAddr {
-    (Ipv4Addr::new(127, 79, part, number), service.port).into()
+pub(crate) fn explicit(part: u8, number: u8, service: &Service, block: u8) -> SocketAddr {
+    (Ipv4Addr::new(127, FIRST_CLIENT_BLOCK + block, part, number), service.port).into()
+}
+
+/// Clients' blocks are 127.79.0.0/16 and those above it.
+const FIRST_CLIENT_BLOCK: u8 = 79;
+/// So many demos with loopback addresses can run at the same time.
+const BLOCKS: u8 = 100;
+
+/// Takes a block of loopback addresses for as long as the socket lives.
+pub(crate) fn take_block() -> std::io::Result<(u8, TcpListener)> {
+    let mut last = std::io::Error::from(std::io::ErrorKind::AddrNotAvailable);
+    for block in 0..BLOCKS {
+        match TcpListener::bind((Ipv4Addr::new(127, 77, block, 254), 15000)) {
+            Ok(lock) => return Ok((block, lock)),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }
 
 /// The edges that the shop's traffic makes: who calls which service.

@@ -9,10 +9,10 @@ use super::cast::{DOMAIN, NAMESPACE, Net, Part, SERVICES, Service, TRUST_DOMAIN,
 use super::place::Place;
 
 /// Mesh settings, services and workloads, as YAML.
-pub(crate) fn shop(place: &Place, net: Net) -> String {
+pub(crate) fn shop(place: &Place, net: Net, block: u8) -> String {
     let mut documents = vec![mesh()];
     documents.extend((1..).zip(&SERVICES).map(|(number, item)| service(number, item)));
-    documents.extend(Part::numbered().map(|(number, part)| workload(number, part, place, net)));
+    documents.extend(Part::numbered().map(|(number, part)| workload(number, part, place, net, block)));
     documents.iter().map(proto::json::value_to_yaml).collect::<Vec<_>>().join("---\n")
 }
 
@@ -28,8 +28,8 @@ fn service(number: u8, service: &Service) -> Value {
         "spec": {"clusterIP": Service::virtual_ip(number).to_string(), "selector": {"app": service.name}, "ports": ports}})
 }
 
-fn workload(number: u8, part: &Part, place: &Place, net: Net) -> Value {
-    let address = Part::address(number, net);
+fn workload(number: u8, part: &Part, place: &Place, net: Net, block: u8) -> Value {
+    let address = Part::address(number, net, block);
     let mut spec = json!({"serviceAccount": part.app, "workload": part.app, "addresses": [address.to_string()],
         "meshed": part.meshed});
     if let Some((_, service)) = part.service() {
@@ -42,7 +42,7 @@ fn workload(number: u8, part: &Part, place: &Place, net: Net) -> Value {
     }
     if net == Net::Loopback && part.meshed {
         let outbound: Vec<Value> = part.calls.iter().filter_map(|name| Service::numbered(name)).map(|(at, called)| {
-            json!({"host": called.host(), "port": called.port, "bind": explicit(number, at, called).to_string()})
+            json!({"host": called.host(), "port": called.port, "bind": explicit(number, at, called, block).to_string()})
         }).collect();
         spec["interception"] = json!({"explicit": {"outbound": outbound}});
     }
@@ -131,7 +131,7 @@ mod tests {
     #[test]
     fn everything_declared_is_understood() {
         let place = Place::at("/run/demo".into());
-        let shops = [Net::Loopback, Net::Userns].map(|net| shop(&place, net));
+        let shops = [Net::Loopback, Net::Userns].map(|net| shop(&place, net, 0));
         let policies =
             [catalog_routes(10, true, true), pricing_ejection(), strict_rehearsal(), strict(), payments_guard()];
         for text in shops.iter().chain(&policies) {

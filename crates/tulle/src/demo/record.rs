@@ -1,7 +1,7 @@
 //! What the programs that make traffic saw.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -88,7 +88,7 @@ pub(crate) fn is_traffic_maker(part: &Part) -> bool {
     [VISITOR, INTRUDER, LEGACY].contains(&part.name)
 }
 
-/// How many of some entries succeeded, and examples of those that did not.
+/// How many of some entries succeeded, and what those asked that did not.
 pub(crate) struct Tally {
     pub(crate) all: usize,
     pub(crate) failed: usize,
@@ -98,13 +98,18 @@ pub(crate) struct Tally {
 impl Tally {
     pub(crate) fn of<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Self {
         let mut tally = Self { all: 0, failed: 0, example: String::new() };
+        let mut kinds: BTreeMap<(&str, u16), usize> = BTreeMap::new();
+        let mut error = "";
         for entry in entries {
             tally.all += 1;
             if !entry.seen.is_success() {
                 tally.failed += 1;
-                tally.example = format!("{} answered {}: {}", entry.seen.kind, entry.seen.status, entry.seen.error);
+                *kinds.entry((entry.seen.kind.as_str(), entry.seen.status)).or_insert(0) += 1;
+                error = &entry.seen.error;
             }
         }
+        let kinds: Vec<String> = kinds.iter().map(|((kind, status), n)| format!("{n} {kind} {status}")).collect();
+        tally.example = format!("{}; the last: {error}", kinds.join(", "));
         tally
     }
 

@@ -13,7 +13,7 @@ use node::enter::Enter;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::cast::{NAMESPACE, Net, PARTS, Part, TRUST_DOMAIN};
+use super::cast::{self, NAMESPACE, Net, PARTS, Part, TRUST_DOMAIN};
 use super::check;
 use super::place::Place;
 use super::show;
@@ -68,9 +68,15 @@ async fn outside(args: &Args, global: &cli::Global) -> anyhow::Result<Exit> {
         eprintln!("files: {}", place.dir().display());
     }
     let result = match choice.net {
-        Net::Loopback => inside_of(wish(args, choice.net, door.as_raw_fd()), args, global, place.clone()).await,
+        Net::Loopback => {
+            let (block, _lock) = cast::take_block().context("no block of loopback addresses is free")?;
+            inside_of(Wish { block, ..wish(args, choice.net, door.as_raw_fd()) }, args, global, place.clone()).await
+        }
         net => deeper(args, global, net, &place, &door, &myself).await,
     };
+    if !matches!(result, Ok(Exit::Done | Exit::No)) {
+        show::logs_of_failures(&place);
+    }
     let door_address = door.local_addr()?;
     drop(door);
     place.remove().with_context(|| format!("cannot remove {}", place.dir().display()))?;
@@ -136,6 +142,7 @@ async fn inside(args: &Args, global: &cli::Global, place: Place) -> anyhow::Resu
 fn wish(args: &Args, net: Net, door: i32) -> Wish {
     Wish {
         net,
+        block: 0,
         cert_ttl: args.life(),
         rate: args.visitor_rate(),
         intruder_rate: args.intruder_rate(),
@@ -157,9 +164,6 @@ async fn inside_of(wish: Wish, args: &Args, global: &cli::Global, place: Place) 
     if !args.check {
         let totals = world.record.totals();
         output::print(&format!("visitor: {} requests, {} failed\n", totals.requests, totals.failed));
-    }
-    if result.is_err() {
-        show::logs_of_failures(&world);
     }
     result
 }

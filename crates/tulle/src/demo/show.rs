@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::cast::{Part, SERVICES};
+use super::place::Place;
 use super::scrape::{Sample, sum};
 use super::world::World;
 use crate::output;
@@ -83,10 +84,10 @@ fn table(before: &BTreeMap<&'static str, Counts>, now: &BTreeMap<&'static str, C
 }
 
 /// The ends of the logs, when the demo failed: its folder is about to go.
-pub(crate) fn logs_of_failures(world: &World) {
-    let mut logs = vec![world.place.dir().join("control.log")];
+pub(crate) fn logs_of_failures(place: &Place) {
+    let mut logs = vec![place.dir().join("control.log")];
     for (_, part) in Part::numbered() {
-        logs.extend(["proxy.log", "app.log"].map(|name| world.place.of(part.name).join(name)));
+        logs.extend(["proxy.log", "app.log"].map(|name| place.of(part.name).join(name)));
     }
     for log in logs {
         let text = std::fs::read_to_string(&log).unwrap_or_default();

@@ -40,6 +40,8 @@ const LOOK: Duration = Duration::from_millis(10);
 #[derive(Debug, Clone)]
 pub(crate) struct Wish {
     pub(crate) net: Net,
+    /// Which block of loopback addresses is ours.
+    pub(crate) block: u8,
     /// Life of a workload's certificate.
     pub(crate) cert_ttl: Duration,
     /// The visitor's requests per second.
@@ -67,7 +69,7 @@ impl World {
     /// Starts everything and returns as soon as every program runs; traffic may take a moment more.
     pub(crate) async fn start(wish: Wish, place: Place) -> anyhow::Result<Rc<Self>> {
         place.furnish(Part::numbered().map(|(_, part)| part.name))?;
-        declare::write(&place, "shop.yaml", &declare::shop(&place, wish.net))?;
+        declare::write(&place, "shop.yaml", &declare::shop(&place, wish.net, wish.block))?;
         declare::write(&place, "catalog.yaml", &declare::catalog_routes(0, false, false))?;
         let declared = Declared::read(&[place.config()]);
         let declared = declared.map_err(|_| anyhow::anyhow!("the demo's own declarations are wrong"))?;
@@ -108,7 +110,7 @@ impl World {
         }
         let segment = Segment { gateway: [10, 88, 0, 1].into(), prefix: 16, dir: self.place.namespaces() };
         let members = Part::numbered().map(|(number, part)| {
-            let address = Part::address(number, self.wish.net);
+            let address = Part::address(number, self.wish.net, self.wish.block);
             let redirect = part.meshed.then(|| Redirect {
                 // As in a pod, the proxy is known by its user; the programs run as another one.
                 proxy_user: (self.wish.net == Net::Netns).then_some(ROOT),
@@ -135,7 +137,7 @@ impl World {
             let addresses: Vec<std::net::IpAddr> = if part.meshed {
                 vec![Service::virtual_ip(at).into()]
             } else {
-                backends.map(|(number, _)| Part::address(number, self.wish.net).into()).collect()
+                backends.map(|(number, _)| Part::address(number, self.wish.net, self.wish.block).into()).collect()
             };
             zone.add_service(service.name, NAMESPACE, NAMESPACE, &addresses);
         }
@@ -330,11 +332,11 @@ impl World {
         called
             .map(|(at, service)| {
                 let address = if part.meshed {
-                    explicit(number, at, service)
+                    explicit(number, at, service, self.wish.block)
                 } else {
                     // Without a proxy there is only a backend itself.
                     let backend = Part::numbered().find(|(_, other)| other.app == service.name);
-                    (Part::address(backend.map_or(0, |(number, _)| number), self.wish.net), service.port).into()
+                    (Part::address(backend.map_or(0, |(number, _)| number), self.wish.net, self.wish.block), service.port).into()
                 };
                 (format!("{}_URL", service.name.to_uppercase()), format!("http://{address}"))
             })

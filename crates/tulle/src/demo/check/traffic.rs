@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::{unharmed, until, visitors_for};
-use crate::demo::cast::{Part, Service, edges};
+use crate::demo::cast::{NAMESPACE, Part, Service, TRUST_DOMAIN, edges};
 use crate::demo::declare;
 use crate::demo::record::{Entry, VISITOR};
 use crate::demo::scrape::sum;
@@ -44,10 +44,12 @@ pub(super) async fn observe(world: &Rc<World>) -> anyhow::Result<String> {
 /// Requests (or connections) that the called side's proxies counted on this edge.
 async fn edge_count(world: &World, caller: &Part, service: &Service) -> f64 {
     let metric = if service.protocol == "tcp" { "istio_tcp_connections_opened_total" } else { "istio_requests_total" };
-    let (source, security) = if caller.meshed { (caller.app, "mutual_tls") } else { ("unknown", "none") };
+    // Raw TCP carries no names of workloads, but every certificate names its owner.
+    let principal = format!("spiffe://{TRUST_DOMAIN}/ns/{NAMESPACE}/sa/{}", caller.app);
+    let (source, security) = if caller.meshed { (principal.as_str(), "mutual_tls") } else { ("unknown", "none") };
     let labels = [
         ("reporter", "destination"),
-        ("source_workload", source),
+        ("source_principal", source),
         ("destination_service_name", service.name),
         ("connection_security_policy", security),
     ];
