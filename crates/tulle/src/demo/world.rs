@@ -336,7 +336,11 @@ impl World {
                 } else {
                     // Without a proxy there is only a backend itself.
                     let backend = Part::numbered().find(|(_, other)| other.app == service.name);
-                    (Part::address(backend.map_or(0, |(number, _)| number), self.wish.net, self.wish.block), service.port).into()
+                    (
+                        Part::address(backend.map_or(0, |(number, _)| number), self.wish.net, self.wish.block),
+                        service.port,
+                    )
+                        .into()
                 };
                 (format!("{}_URL", service.name.to_uppercase()), format!("http://{address}"))
             })
