@@ -52,7 +52,10 @@ fn explain(args: &Args, global: &Global) -> Result<Exit, Exit> {
     let request = Request::new(&args.method, &args.to.path, &args.to.authority, &args.headers).map_err(usage)?;
     let mut story = Story::default();
     let host = &args.to.host;
-    story.step("service", format!("{host} is {}, port {port} ({protocol:?}), {}", service.hostname, service.origin));
+    story.step(
+        "service",
+        format!("{host} is {}, port {port} ({}), {}", service.hostname, name(protocol), service.origin),
+    );
     let departed = depart(&mesh, from, service, port, &request).map_err(invalid)?;
     story.step("outbound", format!("{}'s proxy, listener {}", from.id(), departed.listener));
     story.step("route", route(&departed));
@@ -65,6 +68,18 @@ fn explain(args: &Args, global: &Global) -> Result<Exit, Exit> {
     };
     print(&story.text);
     Ok(if served { Exit::Done } else { Exit::No })
+}
+
+fn name(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Http => "HTTP",
+        Protocol::Http2 => "HTTP/2",
+        Protocol::Grpc => "gRPC",
+        Protocol::Tls => "TLS",
+        Protocol::Https => "HTTPS",
+        Protocol::Tcp => "TCP",
+        Protocol::Auto => "detected",
+    }
 }
 
 /// Numbered lines.
@@ -116,8 +131,8 @@ fn called<'m>(mesh: &'m Mesh, from: &'m Workload, target: &Target) -> Result<(&'
 fn route(departed: &Departed) -> String {
     let mut text = departed.route.clone().unwrap_or_else(|| "none matches".to_owned());
     if !departed.shares.is_empty() {
-        let shares: Vec<String> =
-            departed.shares.iter().map(|(name, weight)| format!("{} {weight}", label(name))).collect();
+        let share = |(name, weight): &(Arc<str>, u32)| format!("{} {weight}", subset(name));
+        let shares: Vec<String> = departed.shares.iter().map(share).collect();
         let _ = write!(text, ", split {}", shares.join(" / "));
     }
     if let Way::Cluster(cluster) = &departed.way {
@@ -135,6 +150,14 @@ fn label(cluster: &str) -> String {
         ["outbound", port, "", host] => format!("{host}:{port}"),
         ["outbound", port, subset, host] => format!("{subset} of {host}:{port}"),
         _ => cluster.to_owned(),
+    }
+}
+
+/// `v2` for `outbound|80|v2|catalog.shop.svc.cluster.local`, the whole label where there is no subset.
+fn subset(cluster: &str) -> String {
+    match cluster.split('|').nth(2).filter(|subset| !subset.is_empty()) {
+        Some(subset) => subset.to_owned(),
+        None => label(cluster),
     }
 }
 

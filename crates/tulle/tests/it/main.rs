@@ -1,6 +1,7 @@
 //! One integration-test program: the verbs as people run them, with their whole output.
 
 mod analyze;
+mod asking;
 mod control;
 mod joining;
 
