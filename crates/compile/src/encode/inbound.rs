@@ -87,6 +87,7 @@ impl Encoder<'_> {
             ports.iter().filter(|port| port.protocol != Protocol::Auto).map(|port| port.number).collect();
         let listener = Listener {
             address: Some(endpoints::socket("0.0.0.0", INBOUND_PORT)),
+            additional_addresses: self.any_v6(INBOUND_PORT),
             listener_filters: vec![
                 filters::original_dst(),
                 filters::tls_inspector(&plain),
@@ -98,6 +99,13 @@ impl Encoder<'_> {
         for cluster in [self.passthrough_cluster(INBOUND_PASSTHROUGH), self.black_hole_cluster()] {
             self.clusters.insert(cluster.name.clone(), cluster);
         }
+    }
+
+    /// The wildcard address of IPv6, for workloads that have such addresses.
+    pub(super) fn any_v6(&self, port: u16) -> Vec<AdditionalAddress> {
+        let wanted = self.workload.addresses.iter().any(std::net::IpAddr::is_ipv6);
+        let any = || AdditionalAddress { address: Some(endpoints::socket("::", port)), ..AdditionalAddress::default() };
+        wanted.then(any).into_iter().collect()
     }
 
     fn inbound_listener(&self, name: &str, filter_chains: Vec<FilterChain>) -> Listener {

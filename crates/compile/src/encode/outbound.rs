@@ -373,6 +373,7 @@ impl<'a> Encoder<'a> {
         Listener {
             name: name.to_owned(),
             address: Some(endpoints::socket(host, port)),
+            additional_addresses: if host == "0.0.0.0" { self.any_v6(port) } else { Vec::new() },
             filter_chains,
             default_filter_chain: (!catch_all).then(|| self.unknown_chain(name)),
             listener_filters,
@@ -406,6 +407,7 @@ impl<'a> Encoder<'a> {
             FilterChain { name: "virtualOutbound-catchall-tcp".to_owned(), ..self.unknown_chain("virtualOutbound") };
         Listener {
             address: Some(endpoints::socket("0.0.0.0", OUTBOUND_PORT)),
+            additional_addresses: self.any_v6(OUTBOUND_PORT),
             use_original_dst: wire::boolean(true),
             metadata: origin::metadata(&self.workload.origin),
             ..outbound_listener("virtualOutbound", vec![circles, rest], Protocol::Tcp)

@@ -145,7 +145,6 @@ impl Encoder<'_> {
         RequestMirrorPolicy {
             cluster: self.destination(&mirror.destination, namespace, port),
             runtime_fraction: route_action::runtime_share(mirror.millionths),
-            trace_sampled: wire::boolean(false),
             ..RequestMirrorPolicy::default()
         }
     }
