@@ -64,6 +64,14 @@ pub struct ServerTls {
     pub without_alpn: Arc<rustls::ServerConfig>,
     /// The protocols of `with_alpn`.
     pub alpn: Arc<[Arc<str>]>,
+    keys: Arc<KeySlot>,
+}
+
+impl ServerTls {
+    /// The first URI name of the certificate of the moment.
+    pub fn own_uri(&self) -> Option<Arc<str>> {
+        self.keys.current().first().and_then(|own| own.facts().uri_names.first()).map(|uri| Arc::from(uri.as_str()))
+    }
 }
 
 /// A client's configuration.
@@ -257,8 +265,9 @@ impl Inner {
             (None, false) => ClientAuth::None,
         };
         let alpn: Arc<[Arc<str>]> = common.alpn.iter().cloned().collect();
+        let keys = self.keys(common)?.unwrap_or_default();
         let mut settings = ServerSettings {
-            keys: self.keys(common)?.unwrap_or_default(),
+            keys: Arc::clone(&keys),
             client_auth,
             trust: peer.trust,
             names: peer.names,
@@ -271,7 +280,7 @@ impl Inner {
         let with_alpn = rust_tls::server_config(&settings)?;
         settings.alpn.clear();
         let without_alpn = rust_tls::server_config(&settings)?;
-        Ok(ServerTls { with_alpn, without_alpn, alpn })
+        Ok(ServerTls { with_alpn, without_alpn, alpn, keys })
     }
 
     fn build_client(&mut self, context: &UpstreamTls) -> Result<ClientTls, Problem> {

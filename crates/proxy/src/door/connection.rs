@@ -51,13 +51,17 @@ pub async fn serve(worker: &Rc<Worker>, listener: Arc<Listener>, socket: Socket)
     let Some(chain) = listener.chains.pick(&facts).cloned() else {
         return no_chain(worker, &listener, facts);
     };
+    let mut own_uri = None;
     let stream = match &chain.tls {
         None => Stream::Plain(raw),
         Some(context) => {
             let limit = chain.tls_timeout.unwrap_or(TLS_LIMIT);
             let accepting = accept_tls(worker, context, raw);
             match timeout(limit, accepting).await.unwrap_or_else(|_| Err(TlsFailure::Timeout)) {
-                Ok(stream) => stream,
+                Ok((stream, own)) => {
+                    own_uri = own;
+                    stream
+                }
                 Err(failure) => return tls_failed(worker, &listener, &chain, &facts, &failure),
             }
         }
@@ -66,7 +70,7 @@ pub async fn serve(worker: &Rc<Worker>, listener: Arc<Listener>, socket: Socket)
         return tls_failed(worker, &listener, &chain, &facts, &TlsFailure::Peer(refusal));
     }
     let drain = worker.drain_of(&listener, &chain);
-    let downstream = Downstream { facts, listener: Arc::clone(&listener), chain: Some(Arc::clone(&chain)) };
+    let downstream = Downstream { facts, listener: Arc::clone(&listener), chain: Some(Arc::clone(&chain)), own_uri };
     hand_over(worker, Connection { listener, chain, downstream: Arc::new(downstream), drain }, stream).await;
 }
 
@@ -149,7 +153,7 @@ async fn accept_tls(
     worker: &Worker,
     context: &Arc<engine::tls::DownstreamTls>,
     raw: Raw,
-) -> Result<Stream, TlsFailure> {
+) -> Result<(Stream, Option<Arc<str>>), TlsFailure> {
     let settings = worker.shared.tls.server(context)?;
     let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), raw).await?;
     let hello = start.client_hello();
@@ -159,9 +163,10 @@ async fn accept_tls(
     let shared = hello
         .alpn()
         .is_none_or(|mut offered| offered.any(|protocol| settings.alpn.iter().any(|ours| ours.as_bytes() == protocol)));
+    let own_uri = settings.own_uri();
     let config = if shared { settings.with_alpn } else { settings.without_alpn };
     let stream = start.into_stream(config).await?;
-    Ok(Stream::Tls(Box::new(stream.into())))
+    Ok((Stream::Tls(Box::new(stream.into())), own_uri))
 }
 
 /// Adds what the handshake told.
@@ -250,7 +255,7 @@ async fn hand_over(worker: &Rc<Worker>, connection: Connection, stream: Stream) 
 
 /// A connection that no chain took is logged with `NR`.
 fn no_chain(worker: &Worker, listener: &Arc<Listener>, facts: ConnectionFacts) {
-    let downstream = Arc::new(Downstream { facts, listener: Arc::clone(listener), chain: None });
+    let downstream = Arc::new(Downstream { facts, listener: Arc::clone(listener), chain: None, own_uri: None });
     let mut record = Record::begin(Kind::Tcp, &downstream, SystemTime::now(), std::time::Instant::now());
     record.flags = Flags::NO_ROUTE_FOUND;
     record.details = Some(Arc::from("filter_chain_not_found"));

@@ -8,6 +8,7 @@ use engine::http_manager::{ForwardClientCertMode, HttpManager, Underscores};
 use engine::path::Canonical;
 use engine::reply::{Flags, LocalReply};
 use engine::{ConnectionFacts, Dice};
+use crate::report::record::Downstream;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode, Uri, Version, request};
 
@@ -67,10 +68,11 @@ const NEVER_NOMINATED: [&str; 6] =
 /// The answer for a request that cannot be served.
 pub fn canonical(
     manager: &HttpManager,
-    connection: &ConnectionFacts,
+    downstream: &Downstream,
     parts: request::Parts,
     dice: &mut Dice,
 ) -> Result<Head, LocalReply> {
+    let connection = &downstream.facts;
     let request::Parts { method, uri, version, mut headers, .. } = parts;
     check_version(manager, version)?;
     check_headers(manager, version, &mut headers)?;
@@ -86,7 +88,7 @@ pub fn canonical(
     sanitize(manager, internal, &mut headers);
     let scheme = scheme(manager, connection, &mut headers);
     request_id(manager, internal, &mut headers, dice);
-    client_certificate(manager, connection, &mut headers);
+    client_certificate(manager, downstream, &mut headers);
     if let Some(via) = &manager.via {
         headers.append(header::VIA, via.clone());
     }
@@ -108,7 +110,8 @@ fn check_version(manager: &HttpManager, version: Version) -> Result<(), LocalRep
 fn check_headers(manager: &HttpManager, version: Version, headers: &mut HeaderMap) -> Result<(), LocalReply> {
     if headers.contains_key(header::TRANSFER_ENCODING) {
         // hyper reads chunked and nothing else; both framings at once are how requests are smuggled.
-        if headers.contains_key(header::CONTENT_LENGTH) || version == Version::HTTP_10 {
+        let once = headers.get_all(header::TRANSFER_ENCODING).iter().count() == 1;
+        if !once || headers.contains_key(header::CONTENT_LENGTH) || version == Version::HTTP_10 {
             return Err(refuse(StatusCode::BAD_REQUEST, "http1.content_length_and_chunked_not_allowed"));
         }
     }
@@ -210,7 +213,9 @@ fn hop_by_hop(version: Version, headers: &mut HeaderMap) -> Option<String> {
             upgrade = headers
                 .get(header::UPGRADE)
                 .and_then(|value| value.to_str().ok())
-                .map(|value| value.trim().to_ascii_lowercase());
+                .map(|value| value.trim().to_ascii_lowercase())
+                // Going over to HTTP/2 in clear is an offer that may be passed over (RFC 7540 section 3.2).
+                .filter(|name| name != "h2c");
         }
         for word in nominated.iter().filter(|word| !NEVER_NOMINATED.contains(&word.as_str())) {
             headers.remove(word.as_str());
@@ -344,13 +349,13 @@ fn uuid(dice: &mut Dice) -> HeaderValue {
 }
 
 /// `x-forwarded-client-cert`, as the manager's rule says.
-fn client_certificate(manager: &HttpManager, connection: &ConnectionFacts, headers: &mut HeaderMap) {
+fn client_certificate(manager: &HttpManager, downstream: &Downstream, headers: &mut HeaderMap) {
     use ForwardClientCertMode as Mode;
     let rule = manager.client_cert;
     if rule.mode == Mode::AlwaysForwardOnly {
         return;
     }
-    let mutual = connection.peer.as_ref().filter(|peer| peer.validated);
+    let mutual = downstream.facts.peer.as_ref().filter(|peer| peer.validated);
     let Some(peer) = mutual.filter(|_| rule.mode != Mode::Sanitize) else {
         headers.remove(X_FORWARDED_CLIENT_CERT);
         return;
@@ -358,8 +363,8 @@ fn client_certificate(manager: &HttpManager, connection: &ConnectionFacts, heade
     if rule.mode == Mode::ForwardOnly {
         return;
     }
-    let mut parts = Vec::with_capacity(4);
-    // By=, the identity of this proxy, is put first by whoever knows its certificate.
+    let mut parts = Vec::with_capacity(5);
+    parts.extend(downstream.own_uri.as_ref().map(|own| format!("By={own}")));
     parts.push(format!("Hash={}", peer.sha256));
     if rule.subject {
         parts.push(format!("Subject=\"{}\"", peer.subject));

@@ -42,7 +42,10 @@ pub struct Source {
     forgotten: bool,
     trailers: Option<HeaderMap>,
     ended: Option<Instant>,
-    end_waker: Option<Waker>,
+    /// Who waits for its end: the exchange's clock, and copies.
+    end_wakers: Vec<Waker>,
+    /// Copies need all of it.
+    keep: bool,
     received: u64,
     /// The attempt that may read; only the newest.
     attempt: u32,
@@ -68,7 +71,8 @@ impl Source {
             forgotten: limit == 0,
             trailers: None,
             ended: None,
-            end_waker: None,
+            end_wakers: Vec::new(),
+            keep: false,
             received: 0,
             attempt: 0,
             next: 0,
@@ -103,8 +107,16 @@ impl Source {
         (self.ended.is_some() && !self.forgotten).then(|| self.remembered.clone())
     }
 
-    /// No attempt will be made again: forgets what it remembered.
+    /// Copies will be made of it: it stays remembered to its end.
+    pub fn keep(&mut self) {
+        self.keep = true;
+    }
+
+    /// No attempt will be made again: forgets what it remembered, unless copies need it.
     pub fn forget(&mut self) {
+        if self.keep {
+            return;
+        }
         self.forgotten = self.received > 0;
         self.limit = 0;
         if self.next >= self.remembered.len() {
@@ -117,16 +129,16 @@ impl Source {
         if self.ended.is_some() || self.broken {
             return Poll::Ready(());
         }
-        self.end_waker = Some(cx.waker().clone());
+        if !self.end_wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
+            self.end_wakers.push(cx.waker().clone());
+        }
         Poll::Pending
     }
 
     fn finish(&mut self) {
         self.ended.get_or_insert_with(Instant::now);
         self.incoming = None;
-        if let Some(waker) = self.end_waker.take() {
-            waker.wake();
-        }
+        self.end_wakers.drain(..).for_each(Waker::wake);
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
@@ -139,9 +151,7 @@ impl Source {
             Some(Err(error)) => {
                 self.broken = true;
                 self.incoming = None;
-                if let Some(waker) = self.end_waker.take() {
-                    waker.wake();
-                }
+                self.end_wakers.drain(..).for_each(Waker::wake);
                 Poll::Ready(Some(Err(error.into())))
             }
             Some(Ok(frame)) => {

@@ -45,8 +45,7 @@ pub async fn exchange(shared: &Rc<HttpConnection>, request: Request<Incoming>) -
     let (mut parts, incoming) = request.into_parts();
     let upgrade = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
 
-    let facts = &shared.downstream.facts;
-    let canonical = arrive::canonical(&shared.manager, facts, parts, &mut shared.worker.dice.borrow_mut());
+    let canonical = arrive::canonical(&shared.manager, &shared.downstream, parts, &mut shared.worker.dice.borrow_mut());
     let mut head = match canonical {
         Ok(head) => head,
         Err(reply) => return exchange.reply(reply, None),
@@ -237,6 +236,7 @@ impl Drop for Exchange {
         shared.active.set(shared.active.get().saturating_sub(1));
         shared.served.set(shared.served.get().saturating_add(1));
         shared.quiet_since.set(Instant::now());
+        shared.reads_when_quiet.set(shared.reads.load(Ordering::Relaxed));
         if let Some(cells) = shared.site.as_ref().and_then(|site| site.http.as_ref()) {
             cells.downstream_rq_active.dec();
         }

@@ -24,6 +24,9 @@ const LIMIT: Duration = Duration::from_secs(15);
 impl Exchange {
     /// Starts the copies that were decided.
     pub(super) fn mirror(&self, forward: &Forward, letter: &Letter) {
+        if let Some(source) = self.source.as_ref().filter(|_| !forward.mirrors.is_empty()) {
+            source.borrow_mut().keep();
+        }
         for Mirror { cluster, keep_host } in &forward.mirrors {
             let mut letter = letter.again();
             if !keep_host {

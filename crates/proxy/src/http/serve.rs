@@ -6,6 +6,7 @@ use std::future::Future;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use engine::HttpManager;
@@ -56,6 +57,10 @@ pub struct HttpConnection {
     pub served: Cell<u32>,
     /// When the last exchange ended (or the connection began).
     pub quiet_since: Cell<Instant>,
+    /// Reads that brought something, and how many there were when the last exchange ended.
+    pub reads: Arc<AtomicU32>,
+    /// See `reads`.
+    pub reads_when_quiet: Cell<u32>,
     /// The chain drains: answers say so.
     pub draining: Cell<bool>,
 }
@@ -73,6 +78,8 @@ pub async fn run(worker: &Rc<Worker>, connection: Connection, manager: &Arc<Http
         active: Cell::new(0),
         served: Cell::new(0),
         quiet_since: Cell::new(Instant::now()),
+        reads: stream.reads(),
+        reads_when_quiet: Cell::new(0),
         draining: Cell::new(false),
     });
     let counted = Counted::begin(&shared);
@@ -83,11 +90,11 @@ pub async fn run(worker: &Rc<Worker>, connection: Connection, manager: &Arc<Http
     let service = service_fn(handle);
     let result = if h2 {
         let connection_future = h2_builder(manager).serve_connection(TokioIo::new(stream), service);
-        Guarded { shared: &shared }.run(connection_future, connection.drain, http2::Connection::graceful_shutdown).await
+        Guarded { shared: &shared, head_since: None }.run(connection_future, connection.drain, http2::Connection::graceful_shutdown).await
     } else {
         let connection_future = h1_builder(manager).serve_connection(TokioIo::new(stream), service).with_upgrades();
         let shut_down = http1::UpgradeableConnection::graceful_shutdown;
-        Guarded { shared: &shared }.run(connection_future, connection.drain, shut_down).await
+        Guarded { shared: &shared, head_since: None }.run(connection_future, connection.drain, shut_down).await
     };
     counted.end(result.err().as_ref());
 }
@@ -230,6 +237,8 @@ fn h2_builder(manager: &HttpManager) -> http2::Builder<LocalSpawn> {
 /// A connection under its limits: idle time, time for a head, its whole life, drain.
 struct Guarded<'a> {
     shared: &'a HttpConnection,
+    /// A head is under way since then; the number of exchanges before it tells it from the next one.
+    head_since: Option<(u32, Instant)>,
 }
 
 /// Why a connection is brought to its end from this side.
@@ -242,7 +251,7 @@ enum Stop {
 
 impl Guarded<'_> {
     async fn run<C>(
-        self,
+        mut self,
         connection: C,
         mut drain: watch::Receiver<bool>,
         shut_down: fn(Pin<&mut C>),
@@ -277,6 +286,25 @@ impl Guarded<'_> {
         }
     }
 
+    /// Bytes came since the last exchange ended, and still no whole head: a client that drips is not waited for.
+    fn head_is_late(&mut self, now: Instant) -> bool {
+        let shared = self.shared;
+        let served = shared.served.get();
+        if shared.h2 || shared.reads.load(Ordering::Relaxed) == shared.reads_when_quiet.get() {
+            self.head_since = None;
+            return false;
+        }
+        match self.head_since {
+            Some((before, since)) if before == served => {
+                shared.manager.request_headers_timeout.is_some_and(|limit| now >= since + limit)
+            }
+            _ => {
+                self.head_since = Some((served, now));
+                false
+            }
+        }
+    }
+
     fn first_look(&self) -> Duration {
         let manager = &self.shared.manager;
         let limits = [manager.idle_timeout, manager.request_headers_timeout, manager.max_connection_duration];
@@ -289,7 +317,7 @@ impl Guarded<'_> {
         Instant::now() + DRAIN_LIMIT
     }
 
-    fn judge(&self, began: Instant, deadline: Option<Instant>) -> Option<Stop> {
+    fn judge(&mut self, began: Instant, deadline: Option<Instant>) -> Option<Stop> {
         let now = Instant::now();
         let manager = &self.shared.manager;
         if deadline.is_some_and(|deadline| now >= deadline) {
@@ -300,6 +328,9 @@ impl Guarded<'_> {
         }
         if self.shared.active.get() > 0 {
             return None;
+        }
+        if self.head_is_late(now) {
+            return Some(Stop::Now);
         }
         let quiet = now.duration_since(self.shared.quiet_since.get());
         let limit = if self.shared.served.get() == 0 {

@@ -3,6 +3,8 @@
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BytesMut};
@@ -152,7 +154,7 @@ impl Stream {
     /// # Errors
     /// What the socket or TLS says.
     pub async fn first_bytes(self, mut enough: impl FnMut(&[u8]) -> bool, limit: usize) -> io::Result<Ahead> {
-        let mut ahead = Ahead { bytes: BytesMut::with_capacity(1024), stream: self };
+        let mut ahead = Ahead { bytes: BytesMut::with_capacity(1024), stream: self, reads: Arc::default() };
         while !enough(&ahead.bytes) && ahead.bytes.len() < limit {
             if ahead.stream.read_buf(&mut ahead.bytes).await? == 0 {
                 break;
@@ -217,12 +219,18 @@ impl AsyncWrite for Stream {
 pub struct Ahead {
     bytes: BytesMut,
     stream: Stream,
+    reads: Arc<AtomicU32>,
 }
 
 impl Ahead {
     /// A stream of which nothing was read.
     pub fn none(stream: Stream) -> Self {
-        Self { bytes: BytesMut::new(), stream }
+        Self { bytes: BytesMut::new(), stream, reads: Arc::default() }
+    }
+
+    /// Counts the reads that brought something; readable while the stream is in use elsewhere.
+    pub fn reads(&self) -> Arc<AtomicU32> {
+        Arc::clone(&self.reads)
     }
 
     /// What was read.
@@ -248,6 +256,7 @@ impl AsyncRead for Ahead {
             return Poll::Ready(Ok(()));
         }
         ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
+        this.reads.fetch_add(1, Ordering::Relaxed);
         Poll::Ready(Ok(()))
     }
 }

@@ -32,6 +32,8 @@ pub struct Downstream {
     pub listener: Arc<Listener>,
     /// The filter chain; `None` when none matched.
     pub chain: Option<Arc<FilterChain>>,
+    /// The first URI name of the certificate that this proxy presented (`%DOWNSTREAM_LOCAL_URI_SAN%`).
+    pub own_uri: Option<Arc<str>>,
 }
 
 impl PeerMetadata {

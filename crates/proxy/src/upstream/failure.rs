@@ -95,6 +95,7 @@ impl Failure {
         match self.kind {
             Kind::PerTryTimeout | Kind::Timeout => StatusCode::GATEWAY_TIMEOUT,
             Kind::Protocol => StatusCode::BAD_GATEWAY,
+            Kind::Downstream => StatusCode::BAD_REQUEST,
             _ => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
@@ -115,6 +116,7 @@ impl Failure {
     /// The body of the answer.
     pub fn body(&self, retried: bool) -> String {
         match self.kind {
+            Kind::Downstream => String::new(),
             Kind::PerTryTimeout | Kind::Timeout => "upstream request timeout".to_owned(),
             Kind::NoHealthyUpstream => "no healthy upstream".to_owned(),
             _ => {
