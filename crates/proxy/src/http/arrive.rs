@@ -3,12 +3,12 @@
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 
+use crate::report::record::Downstream;
 use bytes::Bytes;
 use engine::http_manager::{ForwardClientCertMode, HttpManager, Underscores};
 use engine::path::Canonical;
 use engine::reply::{Flags, LocalReply};
 use engine::{ConnectionFacts, Dice};
-use crate::report::record::Downstream;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode, Uri, Version, request};
 

@@ -90,7 +90,9 @@ pub async fn run(worker: &Rc<Worker>, connection: Connection, manager: &Arc<Http
     let service = service_fn(handle);
     let result = if h2 {
         let connection_future = h2_builder(manager).serve_connection(TokioIo::new(stream), service);
-        Guarded { shared: &shared, head_since: None }.run(connection_future, connection.drain, http2::Connection::graceful_shutdown).await
+        Guarded { shared: &shared, head_since: None }
+            .run(connection_future, connection.drain, http2::Connection::graceful_shutdown)
+            .await
     } else {
         let connection_future = h1_builder(manager).serve_connection(TokioIo::new(stream), service).with_upgrades();
         let shut_down = http1::UpgradeableConnection::graceful_shutdown;

@@ -329,7 +329,8 @@ fn a_denied_stranger_and_a_known_caller() {
     let mut facts = caller.downstream.facts.clone();
     let uri_sans = vec![Arc::from("spiffe://cluster.local/ns/shop/sa/web")];
     facts.peer = Some(Arc::new(Peer { uri_sans, validated: true, ..Peer::default() }));
-    caller.downstream = Arc::new(Downstream { facts, listener: listener(Direction::Inbound), chain: None, own_uri: None });
+    caller.downstream =
+        Arc::new(Downstream { facts, listener: listener(Direction::Inbound), chain: None, own_uri: None });
     let web = r#"{"id": "w", "metadata": {"NAME": "web-1", "NAMESPACE": "lies", "LABELS": {"app": "web"}}}"#;
     let web = super::party::Own::of(&proto::json::parse::<Node>(web, proto::json::Format::Json).unwrap());
     let mut introduced = HeaderMap::new();
