@@ -82,11 +82,19 @@ impl World {
         }
         drop(file);
         self.arrange_recorders(topology, wanted).await?;
-        self.proxies.retain(|id, _| wanted.contains(id));
+        let mut bootstraps = BTreeMap::new();
+        let running: Vec<&Placed> =
+            topology.workloads.iter().filter(|w| wanted.contains(&w.id()) && w.up()).collect();
+        for workload in &running {
+            bootstraps.insert(workload.id(), self.bootstrap(workload, &config).await?);
+        }
+        self.stop_changed(&bootstraps).await;
         let mut starting = Vec::new();
-        for workload in topology.workloads.iter().filter(|w| wanted.contains(&w.id()) && w.up()) {
-            if self.arrange_proxy(workload, &config).await? {
-                starting.push((workload.id(), admin(workload)));
+        for workload in running {
+            let id = workload.id();
+            if let Some(bootstrap) = bootstraps.remove(&id).filter(|_| !self.proxies.contains_key(&id)) {
+                self.start_proxy(&id, bootstrap)?;
+                starting.push((id, admin(workload)));
             }
         }
         for (id, admin) in starting {
@@ -135,26 +143,35 @@ impl World {
         Ok(())
     }
 
-    /// Starts the workload's proxy, unless it runs with the same configuration; tells whether it was started.
-    async fn arrange_proxy(&mut self, workload: &Placed, config: &Path) -> Result<bool> {
+    /// Ends every proxy that is not wanted or whose configuration changes, and waits until its addresses are free.
+    async fn stop_changed(&mut self, bootstraps: &BTreeMap<String, String>) {
+        let same = |id: &str, proxy: &Proxy| bootstraps.get(id).is_some_and(|wanted| *wanted == proxy.bootstrap);
+        let all = std::mem::take(&mut self.proxies);
+        for (id, mut proxy) in all {
+            if same(&id, &proxy) {
+                self.proxies.insert(id, proxy);
+            } else {
+                let _ = proxy.child.kill().await;
+            }
+        }
+    }
+
+    /// The configuration of a workload's proxy; makes its certificate when it has none.
+    async fn bootstrap(&self, workload: &Placed, config: &Path) -> Result<String> {
         let certs = self.directory.path().join(format!("certs-{}-{}", workload.namespace, workload.service_account));
         if !certs.exists() {
             let spiffe = format!("spiffe://cluster.local/ns/{}/sa/{}", workload.namespace, workload.service_account);
             self.authority.write(&certs, &spiffe)?;
         }
-        let bootstrap = self.translate(workload, config, &certs).await?;
-        let id = workload.id();
-        if self.proxies.get(&id).is_some_and(|proxy| proxy.bootstrap == bootstrap) {
-            return Ok(false);
-        }
-        if let Some(mut old) = self.proxies.remove(&id) {
-            let _ = old.child.kill().await;
-        }
+        self.translate(workload, config, &certs).await
+    }
+
+    fn start_proxy(&mut self, id: &str, bootstrap: String) -> Result<()> {
         let file = self.directory.path().join(format!("{id}.yaml"));
         std::fs::write(&file, &bootstrap)?;
-        let child = self.spawn(&id, &file)?;
-        self.proxies.insert(id, Proxy { bootstrap, child });
-        Ok(true)
+        let child = self.spawn(id, &file)?;
+        self.proxies.insert(id.to_owned(), Proxy { bootstrap, child });
+        Ok(())
     }
 
     async fn translate(&self, workload: &Placed, config: &Path, certs: &Path) -> Result<String> {

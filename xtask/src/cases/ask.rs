@@ -54,7 +54,7 @@ pub(super) async fn ask(
     }
     // Mirrors and closing connections may arrive after the answer.
     if expect.mirrored_to.is_some() {
-        tokio::time::sleep(Duration::from_millis(150)).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
     }
     Ok(answers)
 }
