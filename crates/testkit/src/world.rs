@@ -83,8 +83,7 @@ impl World {
         drop(file);
         self.arrange_recorders(topology, wanted).await?;
         let mut bootstraps = BTreeMap::new();
-        let running: Vec<&Placed> =
-            topology.workloads.iter().filter(|w| wanted.contains(&w.id()) && w.up()).collect();
+        let running: Vec<&Placed> = topology.workloads.iter().filter(|w| wanted.contains(&w.id()) && w.up()).collect();
         for workload in &running {
             bootstraps.insert(workload.id(), self.bootstrap(workload, &config).await?);
         }
