@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-use crate::{deny, layers, setup, tidy};
+use crate::{demo, deny, layers, setup, tidy};
 
 /// Run everything that must pass, and install what that needs
 #[derive(Debug, clap::Args)]
@@ -30,6 +30,10 @@ const STEPS: &[Step] = &[
     ("docs", || xtask(&["docs", "--check"])),
     ("scenarios", || scenarios(&[])),
     ("scenarios-envoy", || scenarios(&["--judge", "envoy"])),
+    ("interop", || xtask(&["interop"])),
+    ("demo-loopback", || demo::check("loopback")),
+    ("demo-userns", || demo::check("userns")),
+    ("demo-netns", || demo::check("netns")),
 ];
 
 /// Runs the steps in order; true when all passed.

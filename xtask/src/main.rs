@@ -3,6 +3,7 @@
 mod cases;
 mod ci;
 mod corpus;
+mod demo;
 mod deny;
 mod docs;
 mod interop;

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 const COMMANDS: &[(&str, &str)] = &[
     ("ip", "iproute2"),
     ("unshare", "util-linux"),
+    ("setpriv", "util-linux"),
     ("curl", "curl"),
     ("openssl", "openssl"),
     ("promtool", "prometheus"),
