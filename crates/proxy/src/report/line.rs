@@ -113,7 +113,7 @@ fn each_in(node: &JsonNode, visit: &mut dyn FnMut(&Operator)) {
 }
 
 /// Writes a JSON value with Envoy's typing: an operator alone keeps its type and is null when absent, among other text
-/// it becomes text; a number of the format is written as text.
+/// it becomes text.
 fn json(node: &JsonNode, omit_empty: bool, record: &Record, scratch: &mut String, out: &mut Vec<u8>) {
     match node {
         JsonNode::Text(template) => match template.as_operator() {
@@ -124,7 +124,7 @@ fn json(node: &JsonNode, omit_empty: bool, record: &Record, scratch: &mut String
                 write_json_text(scratch, out);
             }
         },
-        JsonNode::Number(number) => write_json_text(&number.to_string(), out),
+        JsonNode::Number(number) => out.extend_from_slice(number.to_string().as_bytes()),
         JsonNode::Flag(flag) => out.extend_from_slice(if *flag { b"true" } else { b"false" }),
         JsonNode::Null => out.extend_from_slice(b"null"),
         JsonNode::List(items) => {

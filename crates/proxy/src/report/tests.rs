@@ -253,7 +253,7 @@ fn envoys_json_line() {
         written(LogFormat::Json(template), &[rewritten_and_answered()]),
         "{\"bool\":true,\"cd\":679,\"code\":200,\"dlanp\":\"127.0.0.1\",\"dlap\":18881,\"dur\":1,\
          \"flags\":\"-\",\"grpc\":null,\"literal\":\"plain\",\"miss\":null,\"mixed\":\"code=200 1\",\
-         \"nested\":{\"list\":[\"HTTP/1.1\",\"x\",5],\"method\":\"POST\"},\"nul\":null,\"num\":\"12.5\",\
+         \"nested\":{\"list\":[\"HTTP/1.1\",\"x\",5],\"method\":\"POST\"},\"nul\":null,\"num\":12.5,\
          \"path2\":\"/admin/ready\",\"pct\":\"100%\",\"respdur\":1,\"resptx\":0,\
          \"start_time\":\"2026-11-21T10:32:50.379Z\",\"st_6\":\"2026/11/21T10:32:50.379000+0000 1795257170\",\
          \"ua\":\"curly \\\"quote\\\" \\\\ é\",\"ua5\":\"curly\",\"upra\":\"127.0.0.1\",\"uprp\":19991}\n"
