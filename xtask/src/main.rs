@@ -8,6 +8,7 @@ mod deny;
 mod docs;
 mod interop;
 mod layers;
+mod promises;
 mod setup;
 mod tidy;
 
@@ -35,6 +36,7 @@ enum Task {
     /// Install the real parts that the tests need
     Setup,
     Docs(docs::Args),
+    Promises(promises::Args),
     Interop(interop::Args),
     Ci(ci::Args),
 }
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
         Task::Deny => deny::run(),
         Task::Setup => setup::run(),
         Task::Interop(args) => interop::run(&args),
+        Task::Promises(args) => promises::run(&args),
         Task::Docs(args) => docs::run(&args),
         Task::Ci(args) => ci::run(&args),
     };
