@@ -83,6 +83,15 @@ pub struct Running {
     tasks: JoinSet<()>,
 }
 
+impl Drop for Running {
+    /// Takes its files out of the run directory: what is there belongs to something alive.
+    fn drop(&mut self) {
+        for name in ["xds.sock", "api.sock", "api.token"] {
+            let _ = std::fs::remove_file(self.socket.with_file_name(name));
+        }
+    }
+}
+
 impl Running {
     /// Runs until a task ends, which none does by itself.
     pub async fn wait(&mut self) {
