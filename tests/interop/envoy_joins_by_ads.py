@@ -134,4 +134,4 @@ check("catalog-1.shop" not in {proxy["workload"] for proxy in control.proxies()}
 line = next(line for line in control.program.text().splitlines() if "other_identity_refused" in line)
 check("sa/web" in line and "catalog-1.shop" in line, f"the audit names both: {line[:200]}")
 status, _, page = get(control.metrics, "/metrics")
-check("tulle_audit_total{event=\"other_identity_refused\"}" in page and "pilot_xds_pushes_total{type=\"cds\"}" in page, "metrics count it")
+check("tulle_audit_total{event=\"other_identity_refused\"}" in page and "pilot_xds_pushes{type=\"cds\"}" in page, "metrics count it")

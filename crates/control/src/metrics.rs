@@ -149,21 +149,46 @@ impl Metrics {
         }
     }
 
-    /// The page that Prometheus reads (OpenMetrics text).
+    /// The page that Prometheus reads (text format 0.0.4).
     pub(crate) fn page(&self) -> String {
         let mut page = String::new();
         // Writing to a String cannot fail.
         let _ = prometheus_client::encoding::text::encode(&mut page, &self.registry);
-        if let Some(end) = page.rfind("# EOF") {
-            page.truncate(end);
-        }
-        page.push_str("# HELP tulle_audit Audited events, by kind.\n# TYPE tulle_audit counter\n");
+        let mut page = prometheus(&page);
+        page.push_str("# HELP tulle_audit_total Audited events, by kind.\n# TYPE tulle_audit_total counter\n");
         for (event, count) in self.audit.counts() {
             page.push_str(&format!("tulle_audit_total{{event=\"{event}\"}} {count}\n"));
         }
-        page.push_str("# EOF\n");
         page
     }
+}
+
+/// From OpenMetrics to the older text format. There a counter is called like its samples: ours end with `_total`,
+/// Istio's do not, and its dashboards ask for them as they are.
+fn prometheus(page: &str) -> String {
+    let counter = |line: &str| line.strip_prefix("# TYPE ")?.strip_suffix(" counter").map(str::to_owned);
+    let counters: Vec<String> = page.lines().filter_map(counter).collect();
+    let mut text = String::with_capacity(page.len());
+    for line in page.lines().filter(|line| *line != "# EOF") {
+        let name_end =
+            |name: &str| line.strip_prefix("# ").map_or(0, |rest| 2 + rest.find(' ').unwrap_or(0) + 1) + name.len();
+        let of = |name: &&String| {
+            let start = name_end(name) - name.len();
+            let after = line.get(start..).and_then(|rest| rest.strip_prefix(name.as_str()));
+            after.is_some_and(|after| after.starts_with([' ', '{']) || after.starts_with("_total"))
+        };
+        match counters.iter().find(of) {
+            Some(name) if name.starts_with("pilot_") => {
+                text.push_str(&line.replacen(&format!("{name}_total"), name, 1))
+            }
+            Some(name) if line.starts_with('#') => {
+                text.push_str(&line.replacen(name.as_str(), &format!("{name}_total"), 1))
+            }
+            _ => text.push_str(line),
+        }
+        text.push('\n');
+    }
+    text
 }
 
 /// Istio's short names of the types.
@@ -178,4 +203,31 @@ fn short(type_url: &str) -> ByType {
         _ => "other",
     };
     ByType { r#type: name.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_called_as_dashboards_know_them() {
+        let metrics = Metrics::new(Arc::new(Audit::default()));
+        metrics.sent(proto::type_url::CLUSTER, 100);
+        metrics.rejected(proto::type_url::LISTENER);
+        metrics.refused_stream();
+        metrics.stream(1);
+        let page = metrics.page();
+        for line in [
+            "# TYPE pilot_xds_pushes counter",
+            "pilot_xds_pushes{type=\"cds\"} 1",
+            "pilot_total_xds_rejects{type=\"lds\"} 1",
+            "# TYPE tulle_xds_streams_refused_total counter",
+            "tulle_xds_streams_refused_total 1",
+            "tulle_audit_total{event=\"peer_refused\"} 0",
+        ] {
+            assert!(page.lines().any(|one| one == line), "{line} is missing in\n{page}");
+        }
+        assert!(page.lines().any(|line| line.starts_with("pilot_xds{version=")), "{page}");
+        assert!(!page.contains("EOF"));
+    }
 }

@@ -312,7 +312,7 @@ fn metrics_page(source: Arc<MeshSource>) -> Router {
         let source = source.clone();
         async move {
             source.measure();
-            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            let kind = "text/plain; version=0.0.4; charset=utf-8";
             ([(http::header::CONTENT_TYPE, kind)], source.metrics.page())
         }
     };
