@@ -25,7 +25,7 @@ const USED_TOKEN: &str = "used-token";
 const SERVER: &str = "server";
 
 /// The shortest and longest pause after a failure.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(30));
 /// The longest sleep: the wall clock is looked at again, because a suspended machine does not count sleep.
 const NAP: Duration = Duration::from_secs(20);
 
