@@ -9,7 +9,7 @@ mod record;
 mod run;
 mod scrape;
 mod show;
-mod spawn;
+pub(crate) mod spawn;
 mod world;
 
 pub(crate) use run::run;

@@ -21,6 +21,7 @@ pub(crate) mod proxy;
 pub(crate) mod proxy_config;
 pub(crate) mod proxy_ls;
 pub(crate) mod proxy_run;
+pub(crate) mod run;
 pub(crate) mod stat;
 pub(crate) mod stat_rows;
 pub(crate) mod table;
