@@ -52,6 +52,7 @@ enum Verb {
     Analyze(verbs::analyze::Args),
     Explain(verbs::explain::Args),
     Authz(verbs::authz::Args),
+    Check(verbs::check::Args),
 }
 
 /// Parses the command line, runs the verb and tells how it ended.
@@ -83,6 +84,7 @@ pub(crate) fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
         Verb::Analyze(args) => verbs::analyze::run(args, &global),
         Verb::Explain(args) => verbs::explain::run(args, &global),
         Verb::Authz(args) => verbs::authz::run(args, &global),
+        Verb::Check(args) => verbs::check::run(args, &global),
     }
 }
 

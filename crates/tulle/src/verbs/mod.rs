@@ -5,6 +5,7 @@ pub(crate) mod agent;
 pub(crate) mod analyze;
 pub(crate) mod apply;
 pub(crate) mod authz;
+pub(crate) mod check;
 pub(crate) mod completion;
 pub(crate) mod connection;
 pub(crate) mod control;

@@ -2,6 +2,7 @@
 
 mod analyze;
 mod asking;
+mod check;
 mod control;
 mod joining;
 
