@@ -391,3 +391,16 @@ fn watchers_see_what_happened() {
     assert_eq!(event.destination.workload, "cart");
     assert!(event.is_error());
 }
+
+/// Every series of our own is in the reference.
+#[test]
+fn the_reference_names_our_series() {
+    let reference = include_str!("../../../../docs/reference/telemetry.md");
+    let source = include_str!("watchtower.rs");
+    let names: std::collections::BTreeSet<&str> =
+        source.split('"').filter(|text| text.starts_with("tulle_") && !text.contains([' ', '{'])).collect();
+    assert!(names.len() > 8, "{names:?}");
+    for name in names {
+        assert!(reference.contains(&format!("`{name}`")), "{name} is missing in docs/reference/telemetry.md");
+    }
+}
