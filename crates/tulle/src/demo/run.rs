@@ -175,7 +175,7 @@ async fn live(world: &Rc<World>, start: Instant, args: &Args, global: &cli::Glob
         return Ok(if check::all(world).await { Exit::Done } else { Exit::No });
     }
     if !global.quiet {
-        what_next();
+        what_next(world);
     }
     let watched = std::io::stdout().is_terminal() && !global.quiet;
     tokio::select! {
@@ -245,13 +245,17 @@ fn announce(choice: &Choice, door: &TcpListener) -> anyhow::Result<()> {
 }
 
 /// Only verbs that exist are told of.
-fn what_next() {
+fn what_next(world: &World) {
     let tree = cli::command();
-    let known = |verb: &str| tree.find_subcommand(verb).is_some();
-    let ideas =
-        [("stat", "tulle stat"), ("tap", "tulle tap web"), ("check", "tulle check"), ("demo", "tulle demo --check")];
-    let ideas: Vec<&str> = ideas.into_iter().filter(|(verb, _)| known(verb)).map(|(_, idea)| idea).collect();
-    output::print(&format!("  Try next:  {}\n  Everything stops with Ctrl-C.\n", ideas.join("   ·   ")));
+    let ideas = ["stat", "tap", "get"].into_iter().filter(|verb| tree.find_subcommand(verb).is_some());
+    let ideas: Vec<String> = ideas.map(|verb| format!("tulle {verb}")).collect();
+    let dir = world.place.control();
+    let text = format!(
+        "  Try next in another terminal:  export TULLE_RUN_DIR={}; {}\n  Everything stops with Ctrl-C.\n",
+        dir.display(),
+        ideas.join("; ")
+    );
+    output::print(&text);
 }
 
 /// Ctrl-C, or a polite request to end.

@@ -329,7 +329,10 @@ impl World {
             return Vec::new();
         }
         let called = part.calls.iter().filter_map(|name| Service::numbered(name));
-        called
+        let own = Part::address(number, self.wish.net, self.wish.block);
+        // Who has no proxy must leave from its own address by itself.
+        let source = (!part.meshed).then(|| ("SOURCE_IP".to_owned(), own.to_string()));
+        let urls = called
             .map(|(at, service)| {
                 let address = if part.meshed {
                     explicit(number, at, service, self.wish.block)
@@ -343,8 +346,8 @@ impl World {
                         .into()
                 };
                 (format!("{}_URL", service.name.to_uppercase()), format!("http://{address}"))
-            })
-            .collect()
+            });
+        urls.chain(source).collect()
     }
 
     fn enter(&self, part: &Part) -> Enter {

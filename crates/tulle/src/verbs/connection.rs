@@ -22,6 +22,11 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
+    /// To the control plane with this run directory.
+    pub(crate) fn of_run_dir(dir: PathBuf) -> Self {
+        Self { run_dir: Some(dir), api: None, api_token: None }
+    }
+
     /// The run directory, when one was given.
     pub(crate) fn run_dir(&self) -> Option<PathBuf> {
         self.run_dir.clone()

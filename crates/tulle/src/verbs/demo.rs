@@ -31,9 +31,9 @@ pub(crate) struct Args {
     /// Life of a workload's certificate [default: 1h, with --check 20s]
     #[arg(long, value_name = "TIME", value_parser = super::duration::parse)]
     cert_ttl: Option<Duration>,
-    /// The visitor's requests per second [default: 40, with --check 80]
-    #[arg(long, value_name = "N")]
-    rate: Option<f64>,
+    /// The visitor's requests per second
+    #[arg(long, value_name = "N", default_value_t = 40.0)]
+    rate: f64,
     /// Port of the shop's door on 127.0.0.1 [default: 8080, or any if that is taken]
     #[arg(long, value_name = "PORT")]
     pub(crate) port: Option<u16>,
@@ -79,7 +79,7 @@ impl Args {
     }
 
     pub(crate) fn visitor_rate(&self) -> f64 {
-        self.rate.unwrap_or(if self.check { 80.0 } else { 40.0 })
+        self.rate
     }
 
     pub(crate) fn intruder_rate(&self) -> f64 {

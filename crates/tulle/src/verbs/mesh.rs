@@ -41,6 +41,11 @@ pub(crate) struct Found {
 }
 
 impl Mesh {
+    /// The mesh of the control plane with this run directory.
+    pub(crate) fn of_run_dir(dir: PathBuf) -> Self {
+        Self { admin: Vec::new(), connection: Connection::of_run_dir(dir) }
+    }
+
     /// Finds the proxies.
     pub(crate) async fn search(&self) -> Result<Found, Exit> {
         if !self.admin.is_empty() {

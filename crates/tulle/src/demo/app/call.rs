@@ -12,7 +12,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use super::serve::LocalExecutor;
 
@@ -26,6 +26,8 @@ const KEPT: usize = 32;
 pub(super) struct Peer {
     origin: Uri,
     http2: bool,
+    /// The address that connections leave from; `SOURCE_IP` in the environment, else the system's choice.
+    source: Option<std::net::IpAddr>,
     idle: Rc<RefCell<Vec<http1::SendRequest<Full<Bytes>>>>>,
     shared: Rc<RefCell<Option<http2::SendRequest<Full<Bytes>>>>>,
 }
@@ -53,7 +55,8 @@ impl Peer {
         let url = std::env::var(&variable).unwrap_or_else(|_| format!("http://{name}:{port}"));
         let origin: Uri = url.parse().with_context(|| format!("{variable}={url} is not a URL"))?;
         anyhow::ensure!(origin.host().is_some(), "{variable}={url} has no host");
-        Ok(Self { origin, http2, idle: Rc::default(), shared: Rc::default() })
+        let source = std::env::var("SOURCE_IP").ok().and_then(|source| source.parse().ok());
+        Ok(Self { origin, http2, source, idle: Rc::default(), shared: Rc::default() })
     }
 
     /// Host and port, to connect to.
@@ -133,7 +136,15 @@ impl Peer {
 
     async fn connect(&self) -> anyhow::Result<TcpStream> {
         let (host, port) = self.address();
-        let stream = TcpStream::connect((host.as_str(), port)).await;
+        let stream = match &self.source {
+            Some(source) => {
+                let socket = TcpSocket::new_v4()?;
+                socket.bind((*source, 0).into())?;
+                let address = tokio::net::lookup_host((host.as_str(), port)).await?.next();
+                socket.connect(address.with_context(|| format!("{host} has no address"))?).await
+            }
+            None => TcpStream::connect((host.as_str(), port)).await,
+        };
         let stream = stream.with_context(|| format!("cannot connect to {host}:{port}"))?;
         stream.set_nodelay(true)?;
         Ok(stream)

@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 use super::Settings;
 use super::call::{Answer, Call, Peer};
 
+/// For so long only a quarter of the traffic is made.
+const OPENING: Duration = Duration::from_millis(1500);
+
 /// One request, as its maker saw it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Seen {
@@ -99,11 +102,17 @@ where
     anyhow::ensure!(rate > 0.0 && rate <= 100_000.0, "a rate of {rate} requests per second cannot be kept");
     let mut clock = tokio::time::interval(Duration::from_secs_f64(1.0 / rate));
     clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Burst);
-    loop {
+    let begin = Instant::now();
+    for turn in 0_u64.. {
         clock.tick().await;
+        // A shop does not open with a full house.
+        if begin.elapsed() < OPENING && turn % 4 != 0 {
+            continue;
+        }
         let seen = request();
         tokio::task::spawn_local(async move { tell(&seen.await) });
     }
+    Ok(())
 }
 
 async fn ask(kind: &str, user: &str, peer: &Peer, call: Call<'_>) -> Seen {

@@ -21,6 +21,7 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Runs every step, also after one that failed; true when all hold.
 pub(crate) async fn all(world: &Rc<World>) -> bool {
     let mut good = true;
+    calm(world).await;
     macro_rules! step {
         ($name:literal, $step:expr) => {
             let start = Instant::now();
@@ -36,6 +37,18 @@ pub(crate) async fn all(world: &Rc<World>) -> bool {
     step!("outage", resilience::outage(world));
     step!("rotation", security::rotation(world));
     good
+}
+
+/// Waits for the shop's first busy moments to pass; a mesh that never calms down fails in the first step.
+async fn calm(world: &World) {
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(30) {
+        let entries = visitors_for(world, Duration::from_millis(1500)).await;
+        let slow = entries.iter().filter(|entry| !entry.seen.is_success() || entry.seen.ms > 1000.0).count();
+        if slow == 0 && entries.len() >= 20 {
+            return;
+        }
+    }
 }
 
 /// A step is only good if no process fell meanwhile.

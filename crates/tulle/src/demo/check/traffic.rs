@@ -13,9 +13,9 @@ use crate::demo::world::World;
 /// Share of v2 that the canary is to get.
 const SPLIT: u8 = 10;
 /// How far from it a sample may be, in percent points: about three standard deviations of the sample.
-const TOLERANCE: f64 = 4.0;
+const TOLERANCE: f64 = 4.5;
 /// How many choices are looked at.
-const SAMPLE: usize = 600;
+const SAMPLE: usize = 400;
 /// A new configuration is everywhere after this; how long it really takes is measured elsewhere.
 pub(super) const SETTLED: Duration = Duration::from_millis(1500);
 
@@ -83,7 +83,7 @@ async fn until_sampled(world: &World, start: Instant) -> anyhow::Result<(Vec<Ent
     };
     until(Duration::from_secs(40), || async {
         let (amy, others) = split();
-        if others.len() >= SAMPLE && amy.len() >= 10 {
+        if others.len() >= SAMPLE && amy.len() >= 8 {
             return Ok(());
         }
         Err(format!("only {} answers, {} to amy", others.len(), amy.len()))
