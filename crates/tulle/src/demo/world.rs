@@ -332,21 +332,17 @@ impl World {
         let own = Part::address(number, self.wish.net, self.wish.block);
         // Who has no proxy must leave from its own address by itself.
         let source = (!part.meshed).then(|| ("SOURCE_IP".to_owned(), own.to_string()));
-        let urls = called
-            .map(|(at, service)| {
-                let address = if part.meshed {
-                    explicit(number, at, service, self.wish.block)
-                } else {
-                    // Without a proxy there is only a backend itself.
-                    let backend = Part::numbered().find(|(_, other)| other.app == service.name);
-                    (
-                        Part::address(backend.map_or(0, |(number, _)| number), self.wish.net, self.wish.block),
-                        service.port,
-                    )
-                        .into()
-                };
-                (format!("{}_URL", service.name.to_uppercase()), format!("http://{address}"))
-            });
+        let urls = called.map(|(at, service)| {
+            let address = if part.meshed {
+                explicit(number, at, service, self.wish.block)
+            } else {
+                // Without a proxy there is only a backend itself.
+                let backend = Part::numbered().find(|(_, other)| other.app == service.name);
+                (Part::address(backend.map_or(0, |(number, _)| number), self.wish.net, self.wish.block), service.port)
+                    .into()
+            };
+            (format!("{}_URL", service.name.to_uppercase()), format!("http://{address}"))
+        });
         urls.chain(source).collect()
     }
 
