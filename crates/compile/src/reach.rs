@@ -102,7 +102,7 @@ impl Mesh {
         let mut ports: BTreeMap<u16, InboundPort<'a>> = BTreeMap::new();
         for port in &workload.ports {
             let own = || workload.addresses.iter().map(|address| SocketAddr::new(*address, port.number)).collect();
-            ports.entry(port.number).or_insert(InboundPort {
+            ports.entry(port.number).or_insert_with(|| InboundPort {
                 number: port.number,
                 protocol: Protocol::from_name(&port.name),
                 app: port.app.as_ref(),

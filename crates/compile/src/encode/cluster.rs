@@ -77,7 +77,7 @@ impl Encoder<'_> {
     fn policy_cluster(&self, name: &str, effective: &Effective<'_>, protocol: Protocol) -> Cluster {
         let none = ConnectionPool::default();
         let pool = effective.pool.unwrap_or(&none);
-        let timeout = pool.connect_timeout.unwrap_or(self.mesh.config().connect_timeout);
+        let timeout = pool.connect_timeout.unwrap_or_else(|| self.mesh.config().connect_timeout);
         let mut cluster = Cluster {
             name: name.to_owned(),
             connect_timeout: wire::duration(timeout),

@@ -34,11 +34,7 @@ pub(crate) fn http(name: &str, config: Any) -> HttpFilter {
 /// A filter of Istio's proxy that a plain Envoy leaves out; its configuration is empty: all by default. It comes as
 /// a `TypedStruct`, because Envoy cannot read the JSON of a message it does not know.
 fn istio(name: &str, type_name: &str) -> HttpFilter {
-    let config = TypedStruct {
-        type_url: format!("type.googleapis.com/{type_name}"),
-        value: Some(Struct::default()),
-        ..TypedStruct::default()
-    };
+    let config = TypedStruct { type_url: format!("type.googleapis.com/{type_name}"), value: Some(Struct::default()) };
     HttpFilter { is_optional: true, ..http(name, wire::any(&config, &wire::FLAT)) }
 }
 

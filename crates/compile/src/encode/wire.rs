@@ -10,7 +10,7 @@ use proto::google::protobuf::{Any, BoolValue, Duration, Struct, UInt32Value, UIn
 /// Where the maps of a message type are: its own map fields, and the fields that hold messages with maps.
 pub(crate) struct Shape {
     maps: &'static [u32],
-    inner: &'static [(u32, &'static Shape)],
+    inner: &'static [(u32, &'static Self)],
 }
 
 pub(crate) static FLAT: Shape = Shape { maps: &[], inner: &[] };

@@ -120,7 +120,7 @@ fn request_field(rule: &PolicyRule) -> Option<&'static str> {
         )
     });
     let found = rule.to.iter().find_map(operation).or_else(|| rule.from.iter().find_map(source));
-    found.or(condition.then_some("a condition on the request"))
+    found.or_else(|| condition.then_some("a condition on the request"))
 }
 
 /// Whether every operation is limited to ports that do not include this one.

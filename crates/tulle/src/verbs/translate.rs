@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::cli::Global;
 use crate::declared::Declared;
 use crate::output::{Exit, fail, print};
+use crate::walk::outline;
 
 /// Print the whole configuration that a workload's proxy would run, without a control plane
 #[derive(Debug, clap::Args)]
@@ -44,6 +45,8 @@ enum Output {
     Bootstrap,
     /// The resources as the control plane would serve them, as JSON
     Xds,
+    /// What it means, in short: who may come in, where calls go
+    Plan,
 }
 
 fn admin(text: &str) -> Result<Admin, String> {
@@ -66,14 +69,14 @@ pub(crate) fn run(args: Args, global: &Global) -> Exit {
         return fail(Exit::Invalid, "some declarations are wrong", Some("correct them and run again"));
     }
     let mesh = &declared.mesh;
-    if mesh.workload(&args.workload).is_none() {
+    let Some(workload) = mesh.workload(&args.workload) else {
         let known: Vec<String> = mesh.workload_keys().take(12).map(ToString::to_string).collect();
         let next = match known.as_slice() {
             [] => "declare it with a document of kind Workload (tulle.dev/v1alpha1)".to_owned(),
             names => format!("declared are {}", names.join(", ")),
         };
         return fail(Exit::Invalid, format!("there is no workload {}", args.workload), Some(&next));
-    }
+    };
     match args.output {
         Output::Bootstrap => {
             let mode = Mode::Static { certs_dir: args.certs, admin: args.admin };
@@ -94,6 +97,10 @@ pub(crate) fn run(args: Args, global: &Global) -> Exit {
             });
             print(&format!("{all:#}\n"));
         }
+        Output::Plan => match outline(mesh, workload) {
+            Ok(text) => print(&text),
+            Err(error) => return fail(Exit::Invalid, error, None),
+        },
     }
     Exit::Done
 }

@@ -3,9 +3,11 @@
 
 mod arrive;
 mod depart;
+mod outline;
 mod plan;
 mod request;
 
 pub(crate) use arrive::{Arrived, Verdict, arrive};
 pub(crate) use depart::{Departed, Way, depart};
+pub(crate) use outline::outline;
 pub(crate) use request::{Request, Target};

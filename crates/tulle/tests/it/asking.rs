@@ -183,3 +183,25 @@ fn an_unknown_caller_gets_the_known_ones() {
      next: known are batch-1.bank, ledger-1.bank, catalog-1.shop, catalog-2.shop, web-1.shop
     "#);
 }
+
+#[test]
+fn a_plan_in_short_names_policies_and_routes_by_their_lines() {
+    insta::assert_snapshot!(ask("translate -q -f . --workload catalog-1.shop -o plan"), @r#"
+    exit 0
+    --- stdout
+    catalog-1.shop, Workload shop/catalog-1 (./shop.yaml:11)
+    in  127.77.0.2:8080  inbound|8080||
+      inbound|8080||mtls  mesh mTLS
+        allow AuthorizationPolicy shop/callers rules[0] (./shop.yaml:70)
+        allow AuthorizationPolicy shop/callers rules[1] (./shop.yaml:72)
+        inbound|http|8080
+          default → inbound|8080||
+      inbound|8080||plaintext  plaintext
+        allow AuthorizationPolicy shop/callers rules[0] (./shop.yaml:70)
+        allow AuthorizationPolicy shop/callers rules[1] (./shop.yaml:72)
+        inbound|http|8080
+          default → inbound|8080||
+    clusters
+      inbound|8080||  127.0.0.1:1001
+    "#);
+}
