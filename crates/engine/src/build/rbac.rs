@@ -34,8 +34,7 @@ fn rules(cx: &mut Context<'_>, message: &xds::Rbac) -> Option<Rules> {
     let mut named: Vec<_> = message.policies.iter().collect();
     named.sort_by_key(|(name, _)| *name);
     let policies = named.iter().filter_map(|(name, message)| cx.key("policies", name, |cx| policy(cx, name, message)));
-    let policies: Vec<Policy> = policies.collect();
-    Some(Rules { action, policies })
+    Some(Rules::new(action, policies.collect()))
 }
 
 fn policy(cx: &mut Context<'_>, name: &str, message: &xds::Policy) -> Option<Policy> {

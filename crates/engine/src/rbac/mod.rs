@@ -4,6 +4,7 @@
 //! first, for `tulle authz check` and `tulle explain`.
 
 mod explain;
+mod index;
 mod tree;
 
 use std::sync::Arc;
@@ -47,8 +48,8 @@ pub struct NetworkRbac {
 pub struct Rules {
     /// What a matching policy means.
     pub action: Action,
-    /// Policies sorted by name, the order in which Envoy tries them.
-    pub policies: Vec<Policy>,
+    policies: Vec<Policy>,
+    index: Option<index::PolicyIndex>,
 }
 
 /// What a matching policy means.
@@ -85,11 +86,28 @@ pub struct Verdict {
 }
 
 impl Rules {
+    /// A set of policies, tried in the order of their names as in Envoy.
+    #[must_use]
+    pub fn new(action: Action, mut policies: Vec<Policy>) -> Self {
+        policies.sort_by(|one, other| one.name.cmp(&other.name));
+        let index = index::PolicyIndex::new(&policies);
+        Self { action, policies, index }
+    }
+
+    /// The policies, sorted by name.
+    #[must_use]
+    pub fn policies(&self) -> &[Policy] {
+        &self.policies
+    }
+
     /// Decides for one request or connection.
     #[must_use]
     pub fn judge(&self, subject: &Subject<'_>) -> Verdict {
-        let policy = self.policies.iter().find(|policy| policy.matches(subject)).map(|policy| policy.name.clone());
-        self.verdict(policy)
+        let found = match &self.index {
+            Some(index) => index.find(&self.policies, subject),
+            None => self.policies.iter().find(|policy| policy.matches(subject)),
+        };
+        self.verdict(found.map(|policy| policy.name.clone()))
     }
 
     /// The verdict that follows from the policy that matched first.

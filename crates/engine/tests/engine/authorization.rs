@@ -2,6 +2,7 @@
 
 use engine::rbac::{Action, Subject};
 use engine::{Dice, NetworkFilter};
+use proptest::prelude::*;
 
 use crate::world::{Ask, World, connection, update};
 
@@ -197,4 +198,48 @@ fn clients_are_known_by_any_of_their_names() {
     assert!(passes("{}", &anonymous()), "TLS without a client certificate, where the listener takes it");
     assert!(!passes("{principal_name: {safe_regex: {regex: '.+'}}}", &anonymous()));
     assert!(!passes("{}", &Ask::new("GET x/")), "plain text");
+}
+
+/// Permissions and principals of all shapes over few names and paths, so that many overlap.
+fn policy() -> impl Strategy<Value = String> {
+    let permission = prop_oneof![
+        Just("{any: true}".to_owned()),
+        "/[ab]{1,2}".prop_map(|path| format!("{{url_path: {{path: {{exact: {path:?}}}}}}}")),
+        "/[ab]".prop_map(|path| format!("{{url_path: {{path: {{prefix: {path:?}}}}}}}")),
+        "/[ab]".prop_map(|path| format!(
+            "{{and_rules: {{rules: [{{any: true}}, {{url_path: {{path: {{exact: {path:?}}}}}}}]}}}}"
+        )),
+        "/[ab]".prop_map(|path| format!("{{not_rule: {{url_path: {{path: {{exact: {path:?}}}}}}}}}")),
+    ];
+    let principal = prop_oneof![
+        Just("{any: true}".to_owned()),
+        Just("{authenticated: {principal_name: {exact: ''}}}".to_owned()),
+        "[ab]{1,2}".prop_map(|name| format!("{{authenticated: {{principal_name: {{exact: {name:?}}}}}}}")),
+        "[ab]".prop_map(|name| format!("{{or_ids: {{ids: [{{authenticated: {{principal_name: {{exact: {name:?}}}}}}}, {{authenticated: {{principal_name: {{exact: ab}}}}}}]}}}}")),
+        "[ab]".prop_map(|name| format!("{{authenticated: {{principal_name: {{exact: {name:?}, ignore_case: true}}}}}}")),
+        "[ab]".prop_map(|name| format!("{{not_id: {{authenticated: {{principal_name: {{exact: {name:?}}}}}}}}}")),
+    ];
+    (permission, principal)
+        .prop_map(|(permission, principal)| format!("{{permissions: [{permission}], principals: [{principal}]}}"))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    #[test]
+    fn the_index_finds_the_policy_that_trying_all_finds(policies in proptest::collection::vec(policy(), 9..30)) {
+        let named: Vec<String> = policies.iter().enumerate().map(|(at, policy)| format!("p{at:02}: {policy}")).collect();
+        let world = world(&format!("    rules: {{action: ALLOW, policies: {{{}}}}}", named.join(", ")));
+        let manager = world.manager();
+        let engine::http_manager::HttpFilterKind::Rbac(rbac) = &manager.filters[0].kind else { panic!("rbac") };
+        let rules = rbac.rules.as_ref().unwrap();
+        for path in ["/a", "/b", "/ab", "/c"] {
+            let asks = [Some("a"), Some("b"), Some("ab"), Some("A"), None];
+            for ask in asks.map(|name| name.map_or_else(|| Ask::new(&format!("GET x{path}")), |name| Ask::new(&format!("GET x{path}")).by(name))) {
+                let facts = ask.facts();
+                let subject = Subject::request(&facts);
+                let all = rules.policies().iter().find(|policy| policy.matches(&subject)).map(|policy| policy.name.clone());
+                prop_assert_eq!(rules.judge(&subject).policy, all);
+            }
+        }
+    }
 }
