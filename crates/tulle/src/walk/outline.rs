@@ -92,10 +92,10 @@ fn rules(text: &mut String, chain: &FilterChain, rules: Option<&Rules>, when: &s
         Action::Deny => "deny",
         Action::Log => "audit",
     };
-    if rules.policies.is_empty() {
+    if rules.policies().is_empty() {
         let _ = writeln!(text, "    {action}{when} nothing");
     }
-    for policy in &rules.policies {
+    for policy in rules.policies() {
         let origin = chain.metadata.find("tulle", [&*policy.name]).and_then(|origin| origin.text());
         let _ = writeln!(text, "    {action}{when} {}", origin.unwrap_or(&policy.name));
     }
