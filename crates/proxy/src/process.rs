@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use engine::{Store, UpdateError};
 use proto::envoy::config::bootstrap::v3::Bootstrap;
+use proto::envoy::config::core::v3::Node;
+use proto::envoy::config::core::v3::node::UserAgentVersionType;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -97,7 +99,7 @@ impl Proxy {
     ///
     /// # Errors
     /// [`StartError`]; nothing is left running then.
-    pub fn start(settings: Settings) -> Result<Self, StartError> {
+    pub fn start(mut settings: Settings) -> Result<Self, StartError> {
         let mut store = Store::new();
         store.bootstrap(&settings.bootstrap).map_err(StartError::Resources)?;
         let saved = match &settings.state_dir {
@@ -108,6 +110,7 @@ impl Proxy {
             }
         };
         let count = settings.concurrency.max(1);
+        introduce(settings.bootstrap.node.get_or_insert_default());
         let node = settings.bootstrap.node.clone().unwrap_or_default();
         let tower = Watchtower::new(&node, count)?;
         let shared = Shared::new(store.plan(), tower);
@@ -173,6 +176,15 @@ impl Proxy {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+    }
+}
+
+/// Says towards servers which program asks.
+fn introduce(node: &mut Node) {
+    if node.user_agent_name.is_empty() {
+        "tulle".clone_into(&mut node.user_agent_name);
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        node.user_agent_version_type.get_or_insert(UserAgentVersionType::UserAgentVersion(version));
     }
 }
 

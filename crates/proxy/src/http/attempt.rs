@@ -275,6 +275,10 @@ impl Exchange {
                     want.fresh = true;
                 }
                 Sent::Returned(_) => return Err(Kind::Termination.into()),
+                Sent::Failed(failure) if way.reused && !want.fresh && self.is_stale(&failure, &letter.method) => {
+                    body = self.source.as_ref().map_or(UpBody::Empty, UpBody::attempt);
+                    want.fresh = true;
+                }
                 Sent::Failed(failure) => {
                     let broken = self.source.as_ref().is_some_and(|source| source.borrow().broken());
                     return Err(if broken { Kind::Downstream.into() } else { failure });
@@ -282,6 +286,18 @@ impl Exchange {
             }
         }
         Err(Kind::Termination.into())
+    }
+
+    /// Whether a kept connection failed in the way of one that the server had just closed, and the request may be sent
+    /// anew: refused unseen, or of a kind that may be repeated (RFC 9110 section 9.2.2).
+    fn is_stale(&self, failure: &Failure, method: &Method) -> bool {
+        let whole = self.source.as_ref().is_none_or(|source| source.borrow().replayable());
+        let harmless = match failure.kind {
+            Kind::RefusedStream => true,
+            Kind::Termination => method.is_idempotent(),
+            _ => false,
+        };
+        whole && harmless
     }
 
     fn note_link(&mut self, way: &Way) {
@@ -380,7 +396,8 @@ fn failure_of(error: &hyper::Error) -> Failure {
         match h2 {
             Some(h2) if h2.reason() == Some(h2::Reason::REFUSED_STREAM) => Kind::RefusedStream,
             Some(h2) if h2.is_reset() => Kind::RemoteReset,
-            Some(h2) if h2.is_go_away() => Kind::Termination,
+            // The server had said which streams it would still serve; this is not one of them.
+            Some(h2) if h2.is_go_away() && h2.reason() == Some(h2::Reason::NO_ERROR) => Kind::RefusedStream,
             _ => Kind::Termination,
         }
     };

@@ -101,6 +101,9 @@ impl Exchange {
             headers.insert(X_REQUEST_ID, id.clone());
         }
         server_and_via(manager, headers);
+        if shared.draining.get() && !shared.h2 {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         if shared.downstream.facts.peer.is_some() && self.record.peer.id.is_some() {
             shared.worker.tally.tower().own.introduce(headers);
         }

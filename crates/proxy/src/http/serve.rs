@@ -34,6 +34,10 @@ use crate::worker::Worker;
 const LOOK: Duration = Duration::from_secs(5);
 /// How long exchanges may go on after their chain or the process began to drain (Envoy: `--drain-time-s`, 600).
 const DRAIN_LIMIT: Duration = Duration::from_secs(600);
+/// How long a quiet HTTP/1 connection is kept for a last request when the whole process ends.
+const LAST_PATIENCE: Duration = Duration::from_millis(300);
+/// The shortest time between two looks.
+const SHORT_LOOK: Duration = Duration::from_millis(50);
 /// Streams that a client may reset before the connection counts as hostile.
 const MAX_RESETS: usize = 100;
 
@@ -264,28 +268,45 @@ impl Guarded<'_> {
         let mut connection = pin!(connection);
         let began = Instant::now();
         let mut look = pin!(tokio::time::sleep(self.first_look()));
-        let mut deadline: Option<Instant> = None;
+        let mut ending = Ending::No;
         loop {
             tokio::select! {
                 biased;
                 result = connection.as_mut() => return result,
-                changed = drain.wait_for(|drain| *drain), if deadline.is_none() => {
-                    drop(changed);
-                    deadline = Some(self.begin_drain(connection.as_mut(), shut_down));
-                    look.as_mut().reset(deadline.unwrap_or(began).min(Instant::now() + LOOK));
+                _ = drain.wait_for(|drain| *drain), if matches!(ending, Ending::No) => {
+                    ending = self.begin_drain(connection.as_mut(), shut_down);
+                    look.as_mut().reset(ending.next(Instant::now()));
                 }
                 () = look.as_mut() => {
-                    match self.judge(began, deadline) {
+                    let now = Instant::now();
+                    match self.judge(now, began, &ending) {
                         Some(Stop::Now) => return Ok(()),
-                        Some(Stop::Gracefully) if deadline.is_none() => {
-                            deadline = Some(self.begin_drain(connection.as_mut(), shut_down));
+                        Some(Stop::Gracefully) => {
+                            if !matches!(ending, Ending::Shut { .. }) {
+                                self.shared.draining.set(true);
+                                shut_down(connection.as_mut());
+                                ending = Ending::Shut { at: now + DRAIN_LIMIT };
+                            }
                         }
-                        _ => {}
+                        None => {}
                     }
-                    look.as_mut().reset(Instant::now() + LOOK);
+                    look.as_mut().reset(ending.next(now));
                 }
             }
         }
+    }
+
+    /// HTTP/2 says goodbye with GOAWAY and lets streams end. HTTP/1 has no such word: an idle connection that is closed may
+    /// meet a request on its way, so the next answer says `connection: close` and only a long quiet one is closed.
+    fn begin_drain<C>(&self, connection: Pin<&mut C>, shut_down: fn(Pin<&mut C>)) -> Ending {
+        self.shared.draining.set(true);
+        let now = Instant::now();
+        if self.shared.h2 {
+            shut_down(connection);
+            return Ending::Shut { at: now + DRAIN_LIMIT };
+        }
+        let patience = if self.shared.worker.is_draining() { LAST_PATIENCE } else { self.shared.manager.drain_timeout };
+        Ending::Asked { until: now + patience }
     }
 
     /// Bytes came since the last exchange ended, and still no whole head: a client that drips is not waited for.
@@ -313,16 +334,9 @@ impl Guarded<'_> {
         limits.into_iter().flatten().min().map_or(LOOK, |least| least.min(LOOK)).max(Duration::from_millis(50))
     }
 
-    fn begin_drain<C>(&self, connection: Pin<&mut C>, shut_down: fn(Pin<&mut C>)) -> Instant {
-        self.shared.draining.set(true);
-        shut_down(connection);
-        Instant::now() + DRAIN_LIMIT
-    }
-
-    fn judge(&mut self, began: Instant, deadline: Option<Instant>) -> Option<Stop> {
-        let now = Instant::now();
-        let manager = &self.shared.manager;
-        if deadline.is_some_and(|deadline| now >= deadline) {
+    fn judge(&mut self, now: Instant, began: Instant, ending: &Ending) -> Option<Stop> {
+        let manager = Arc::clone(&self.shared.manager);
+        if matches!(ending, Ending::Shut { at } if now >= *at) {
             return Some(Stop::Now);
         }
         if manager.max_connection_duration.is_some_and(|limit| now >= began + limit) {
@@ -331,20 +345,47 @@ impl Guarded<'_> {
         if self.shared.active.get() > 0 {
             return None;
         }
+        if matches!(ending, Ending::Asked { until } if now >= *until) {
+            return Some(Stop::Gracefully);
+        }
         if self.head_is_late(now) {
             return Some(Stop::Now);
         }
         let quiet = now.duration_since(self.shared.quiet_since.get());
-        let limit = if self.shared.served.get() == 0 {
+        if self.shared.served.get() == 0 {
             // A client that connected and sent no whole head yet.
-            [manager.request_headers_timeout, manager.idle_timeout].into_iter().flatten().min()
-        } else {
-            manager.idle_timeout
-        };
-        limit.is_some_and(|limit| quiet >= limit).then_some(if self.shared.served.get() == 0 {
-            Stop::Now
-        } else {
-            Stop::Gracefully
-        })
+            let limit = [manager.request_headers_timeout, manager.idle_timeout].into_iter().flatten().min();
+            return limit.is_some_and(|limit| quiet >= limit).then_some(Stop::Now);
+        }
+        manager.idle_timeout.is_some_and(|limit| quiet >= limit).then_some(Stop::Gracefully)
+    }
+}
+
+/// How far a connection is on its way out.
+enum Ending {
+    /// It is not.
+    No,
+    /// The next answer asks the client to close; a quiet connection is closed then.
+    Asked {
+        /// When.
+        until: Instant,
+    },
+    /// Nothing new is taken; what is under way may finish.
+    Shut {
+        /// But no longer than this.
+        at: Instant,
+    },
+}
+
+impl Ending {
+    /// When to look again.
+    fn next(&self, now: Instant) -> Instant {
+        let soon = now + LOOK;
+        match self {
+            Self::No => soon,
+            // An exchange under way past that moment is looked at often enough to close right behind it.
+            Self::Asked { until } => soon.min((*until).max(now + SHORT_LOOK)),
+            Self::Shut { at } => soon.min((*at).max(now + SHORT_LOOK)),
+        }
     }
 }

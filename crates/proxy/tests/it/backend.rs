@@ -11,7 +11,7 @@ pub(crate) struct Backend {
     /// Where it listens.
     pub(crate) address: SocketAddr,
     /// Connections so far.
-    pub(crate) connections: Arc<AtomicUsize>,
+    connections: Arc<AtomicUsize>,
     /// Heads of the requests so far.
     pub(crate) heads: Arc<Mutex<Vec<String>>>,
 }
@@ -32,6 +32,11 @@ impl Backend {
             }
         });
         Self { address, connections, heads }
+    }
+
+    /// Connections so far.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
     }
 
     /// Requests so far.

@@ -43,7 +43,7 @@ fn connections_are_kept_on_both_sides() {
         client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
         assert_eq!(read_reply(&mut client).status, 200);
     }
-    assert_eq!(backend.connections.load(std::sync::atomic::Ordering::SeqCst), 1);
+    assert_eq!(backend.connections(), 1);
     assert_eq!(backend.requests(), 5);
 }
 
@@ -197,4 +197,24 @@ fn http2_in_and_out() {
         assert_eq!((reply.status, reply.body.as_str()), (200, "hello"));
     }
     assert!(backend.last().contains("host: web.test"), "{}", backend.last());
+}
+
+#[test]
+fn every_copy_of_a_body_arrives() {
+    let (backend, shadow) = (Backend::start(), Backend::start());
+    let routes = "{match: {prefix: /}, route: {cluster: c, request_mirror_policies: [{cluster: s}]}}";
+    let clusters = [cluster("c", &[backend.address], ""), cluster("s", &[shadow.address], "")].concat();
+    let world = World::start(&http(routes, &clusters));
+    for _ in 0..30 {
+        assert_eq!(
+            ask(world.address("in"), "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nhello").status,
+            200
+        );
+    }
+    let end = std::time::Instant::now() + crate::world::LIMIT;
+    while shadow.requests() < 30 && std::time::Instant::now() < end {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    assert_eq!(shadow.requests(), 30);
+    assert!(shadow.last().contains("host: a-shadow"), "{}", shadow.last());
 }

@@ -1,6 +1,6 @@
 //! `tulle proxy -c FILE`: the data plane.
 
-use std::io::Write;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -91,9 +91,15 @@ fn read(path: &Path) -> Result<Bootstrap, Exit> {
             .collect();
         fail(Exit::Invalid, lines.join("\n"), Some("remove the fields that are not supported, or correct them"))
     })?;
-    let mut err = std::io::stderr().lock();
-    for field in &ignored {
-        let _ = writeln!(err, "note: {}: {field}", path.display());
+    // One line for each kind, however many places have it.
+    let mut kinds: BTreeMap<String, (String, usize)> = BTreeMap::new();
+    for field in ignored.iter().map(ToString::to_string) {
+        let (place, reason) = field.split_once(": ").unwrap_or(("", &field));
+        let last = place.rsplit('.').next().unwrap_or(place);
+        kinds.entry(format!("{last}: {reason}")).or_insert_with(|| (place.to_owned(), 0)).1 += 1;
+    }
+    for (kind, (place, count)) in kinds {
+        tracing::info!(event = "field-ignored", file = %path.display(), first = %place, count, "{kind}");
     }
     Ok(bootstrap)
 }
