@@ -128,7 +128,7 @@ fn watcher(paths: &[PathBuf], events: threads::Sender<()>) -> Option<Recommended
 }
 
 fn parent(path: &Path) -> &Path {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."))
 }
 
 fn follow(tree: &mut Tree, events: &threads::Receiver<()>, batches: &mpsc::Sender<Vec<Change>>) {
