@@ -110,3 +110,20 @@ missing = subprocess.run(run("web-1", "/no/such/program", dns="off"), capture_ou
 check(missing.returncode == 6 and "cannot start /no/such/program" in missing.stderr, "a program that is not there")
 server.stop()
 until(lambda: not alive(WORK / "catalog-1" / "admin.sock"), "the server's proxy ends with it", 5)
+
+say("-- with a store the workloads declare themselves")
+control.stop()
+control.store = WORK / "mesh.redb"
+control.start()
+port = free_port()
+cart = Program("cart", *run("cart-1", sys.executable, "-m", "http.server", port, "--directory", WORK / "www",
+                            token=token("cart-1", "cart"), dns="off", service="cart", port=port))
+until(lambda: socket.create_connection(("127.0.0.1", port), 1).close() is None, "the cart runs")
+caller = run("caller-1", "sh", "-c", 'curl -sS --fail --retry 5 --retry-all-errors --retry-delay 1 "$CART_URL/hello"',
+             token=token("caller-1", "caller"), dns="off", service="caller", port=free_port())
+done = subprocess.run(caller, capture_output=True, text=True, timeout=60)
+check(done.returncode == 0 and done.stdout == "hello from an unmodified program\n", f"one calls the other: {done.stdout!r} {done.stderr}")
+_, objects, _ = control.tulle("get", "workload", "-A", "-o", "name")
+check("cart-1" in objects and "caller-1" not in objects, f"who has ended is not declared any more: {objects.split()}")
+cart.stop()
+until(lambda: "cart-1" not in control.tulle("get", "workload", "-A", "-o", "name")[1], "and neither is the cart", 10)

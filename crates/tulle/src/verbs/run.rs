@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use compile::{Admin, Ads, AdsServer, Mesh, Mode, WorkloadKey};
+use control::client::Client;
 use identity::agent::{Agent, AgentHandle, AgentSettings, Material, SDS_SOCKET};
 use identity::reach::Server;
 use identity::token::JoinToken;
@@ -16,6 +17,7 @@ use telemetry::logging::{self, Style};
 use tokio::process::Child;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::run_declare::{self, Offer};
 use super::token::fail_private;
 use super::{admin, duration};
 use crate::cli::Global;
@@ -28,10 +30,11 @@ const LOOK: Duration = Duration::from_millis(20);
 /// Run a program as a workload of the mesh
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
-  tulle run --token cart.shop.token -- ./cart --port 8080
+  tulle run --token cart.shop.token --service cart --port 8080 -- ./cart --port 8080
   tulle run --token web.shop.token --control 10.0.0.1:15012 -- python3 web.py
 
-The workload must be declared (kind Workload): its interception says on which addresses its proxy listens. The program
+With --service and --port the workload declares itself for as long as it runs, in the store of a control plane on this
+machine. Else it must be declared (kind Workload): its interception says on which addresses its proxy listens. The program
 finds the proxy's address for each service it may call in NAME_ADDR and NAME_URL (CATALOG_URL=http://127.1.2.3:8080),
 and by DNS at the address that --dns names.")]
 pub(crate) struct Args {
@@ -47,6 +50,15 @@ pub(crate) struct Args {
     /// Its namespace [default: what the token says]
     #[arg(short, long, value_name = "NAMESPACE")]
     namespace: Option<String>,
+    /// The service that the program is an instance of: declare the workload, and the service unless there is one
+    #[arg(long, value_name = "NAME", requires = "port")]
+    service: Option<String>,
+    /// The port on which the program listens (127.0.0.1 or every address), and the service's port
+    #[arg(long, value_name = "P", requires = "service")]
+    port: Option<u16>,
+    /// What is spoken on the port
+    #[arg(long, value_name = "NAME", default_value = "http", value_parser = ["http", "http2", "grpc", "tcp"])]
+    protocol: String,
     /// Private directory for key, certificate, sockets and the proxy's log [default: $XDG_RUNTIME_DIR/tulle/run/NAME,
     /// root: /run/tulle/run/NAME]
     #[arg(long, value_name = "DIR")]
@@ -127,14 +139,39 @@ fn place(args: &Args) -> Result<Place, Exit> {
     Ok(Place { workload, server, dir, dns, wait: args.wait })
 }
 
-/// Joins, starts the proxy, runs the program; gives the program's exit code.
+/// Joins, declares if asked, runs the program beside its proxy; gives the program's exit code.
 async fn in_the_mesh(args: Args, place: &Place, global: &Global) -> Result<i32, Exit> {
     let agent = join(&args, place)?;
     let material = agent.ready(place.wait).await.map_err(|problem| {
         let exit = if agent.status().forbidden { Exit::Forbidden } else { Exit::Unreachable };
         fail(exit, problem, None)
     })?;
-    let mut proxy = start_proxy(place, &material).await?;
+    let declared = match (&args.service, args.port) {
+        (Some(service), Some(port)) => {
+            let offer = Offer { service: service.clone(), port, protocol: args.protocol.clone() };
+            run_declare::declare(local_control(place), &place.workload, &offer, &material).await?
+        }
+        _ => None,
+    };
+    let ended = beside_its_proxy(&args, place, &material, global).await;
+    if let Some(declared) = declared {
+        declared.withdraw().await;
+    }
+    ended
+}
+
+/// The control plane's own API on this machine: beside its socket, else at its usual place.
+fn local_control(place: &Place) -> Client {
+    let beside = match &place.server {
+        Server::Unix(path) => path.parent().map(Path::to_owned),
+        Server::Tcp { .. } => None,
+    };
+    Client::in_run_dir(&beside.unwrap_or_else(super::connection::default_run_dir))
+}
+
+/// Starts the proxy, runs the program, ends the proxy.
+async fn beside_its_proxy(args: &Args, place: &Place, material: &Material, global: &Global) -> Result<i32, Exit> {
+    let mut proxy = start_proxy(place, material).await?;
     let outbound = listeners(place, &mut proxy).await?;
     let zone = zone(&outbound, place);
     if let Some(address) = place.dns {
