@@ -63,6 +63,11 @@ const TAP: (&str, &str) =
 pub async fn serve(door: Door, scope: Scope, house: Arc<dyn House>, tower: Arc<Watchtower>) {
     let plan = Arc::clone(&house);
     tower.observe(move || plan.plan());
+    let keys = Arc::clone(&house);
+    tower.identify(move || {
+        let held = keys.certificates();
+        held.iter().find_map(|(_, credentials)| credentials.facts().identity.as_ref().map(ToString::to_string))
+    });
     let desk = Desk { house, tower };
     let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
     loop {

@@ -90,8 +90,10 @@ impl Record {
 
     /// The policy that refused it, out of Envoy's code details (`rbac_access_denied_matched_policy[NAME]`).
     pub fn denied_by(&self) -> Option<&str> {
-        let details = self.details.as_deref().or(self.termination.as_deref())?;
-        details.strip_prefix("rbac_access_denied_matched_policy[")?.strip_suffix(']')
+        [&self.details, &self.termination]
+            .into_iter()
+            .flatten()
+            .find_map(|details| details.strip_prefix("rbac_access_denied_matched_policy[")?.strip_suffix(']'))
     }
 
     /// The shadow policy that would have refused it.

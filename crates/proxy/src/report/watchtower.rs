@@ -34,10 +34,13 @@ pub struct Watchtower {
     node: String,
     config: Mutex<Config>,
     plan: OnceLock<PlanSource>,
+    identity: OnceLock<IdentitySource>,
 }
 
 /// Where the plan in force can be had.
 type PlanSource = Box<dyn Fn() -> Arc<Plan> + Send + Sync>;
+/// Where this proxy's own SPIFFE id can be had: its certificate's.
+type IdentitySource = Box<dyn Fn() -> Option<String> + Send + Sync>;
 
 #[derive(Debug, Default)]
 struct Config {
@@ -68,6 +71,7 @@ impl Watchtower {
             node: node.id.clone(),
             config: Mutex::default(),
             plan: OnceLock::new(),
+            identity: OnceLock::new(),
         });
         let weak = Arc::downgrade(&tower);
         tower.registry.collect_with(move |visit| {
@@ -130,6 +134,11 @@ impl Watchtower {
         let _ = self.plan.set(Box::new(plan));
     }
 
+    /// Lets this proxy's own identity be read from its certificate. Only the first call counts.
+    pub fn identify(&self, identity: impl Fn() -> Option<String> + Send + Sync + 'static) {
+        let _ = self.identity.set(Box::new(identity));
+    }
+
     /// Facts about this proxy for reports.
     pub fn facts(&self) -> ProxyFacts {
         let config = self.config.lock();
@@ -180,8 +189,12 @@ impl Watchtower {
         }
     }
 
-    /// This proxy's own identity towards a peer: its service account in the peer's trust domain.
+    /// This proxy's own identity towards a peer: its certificate's; where that is not known, its service account in
+    /// the peer's trust domain.
     pub(super) fn own_principal(&self, peer: Option<&str>) -> String {
+        if let Some(identity) = self.identity.get().and_then(|identity| identity()) {
+            return identity;
+        }
         let domain = peer.and_then(|peer| peer.parse::<model::SpiffeId>().ok());
         let domain = domain.as_ref().map_or("", model::SpiffeId::trust_domain);
         let (namespace, account) = (&self.own.party.namespace, &self.own.service_account);
