@@ -65,6 +65,28 @@ spec:
   ports: [{number: 80, name: http, protocol: HTTP}, {number: 443, name: tls, protocol: TLS}]
 ---
 apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: ranges, namespace: shop}
+spec:
+  hosts: [ranges.example]
+  addresses: [192.0.2.0/24]
+  location: MESH_EXTERNAL
+  resolution: STATIC
+  endpoints: [{address: 192.0.2.7}]
+  ports: [{number: 80, name: tcp, protocol: TCP}, {number: 9000, name: tcp-more, protocol: TCP}]
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: ranges-again, namespace: shop}
+spec:
+  hosts: [again.example]
+  addresses: [192.0.2.0/24]
+  location: MESH_EXTERNAL
+  resolution: STATIC
+  endpoints: [{address: 192.0.2.8}]
+  ports: [{number: 80, name: tcp, protocol: TCP}]
+---
+apiVersion: networking.istio.io/v1
 kind: VirtualService
 metadata: {name: catalog, namespace: shop}
 spec:

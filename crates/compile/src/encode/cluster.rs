@@ -48,6 +48,8 @@ pub(crate) const BLACK_HOLE: &str = "BlackHoleCluster";
 pub(crate) const INBOUND_PASSTHROUGH: &str = "InboundPassthroughCluster";
 /// Streams that one HTTP/2 connection carries at most, unless a DestinationRule says otherwise.
 pub(crate) const MAX_STREAMS: u32 = 1024;
+/// Envoy's largest hash ring.
+const LARGEST_RING: u64 = 8 << 20;
 /// How long a connection may lie idle; Envoy's default, written out.
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 
@@ -397,7 +399,10 @@ fn balance(cluster: &mut Cluster, balancer: Option<&LoadBalancer>) {
         }
         BalancerKind::Random => (LbPolicy::Random, None),
         BalancerKind::ConsistentHash { table: HashTable::Ring { minimum }, .. } => {
-            let config = RingHashLbConfig { minimum_ring_size: wire::uint64(*minimum), ..RingHashLbConfig::default() };
+            let config = RingHashLbConfig {
+                minimum_ring_size: wire::uint64((*minimum).min(LARGEST_RING)),
+                ..RingHashLbConfig::default()
+            };
             (LbPolicy::RingHash, Some(LbConfig::RingHashLbConfig(config)))
         }
         BalancerKind::ConsistentHash { table: HashTable::Maglev { size }, .. } => {

@@ -243,11 +243,11 @@ impl<'a> Encoder<'a> {
         }
         for port in &http_ports {
             let listener = self.http_port(*port, shared.remove(port).unwrap_or_default());
-            self.listeners.insert(listener.name.clone(), listener);
+            self.add(listener);
         }
         for (port, services) in shared {
             let listener = self.shared_port(port, &services);
-            self.listeners.insert(listener.name.clone(), listener);
+            self.add(listener);
         }
         let listener = self.virtual_outbound();
         self.listeners.insert(listener.name.clone(), listener);
@@ -346,12 +346,26 @@ impl<'a> Encoder<'a> {
             wanted.prefix_ranges = service.address_ranges.iter().map(cidr).collect();
             chain.name = format!("{}-{}", chain.name, service.hostname);
         }
-        match self.listeners.get_mut(&name) {
-            Some(listener) => listener.filter_chains.extend(chains),
-            None => {
-                let listener = self.virtual_listener(&name, "0.0.0.0", port.number, chains, false);
-                self.listeners.insert(name, listener);
-            }
+        let listener = self.virtual_listener(&name, "0.0.0.0", port.number, chains, false);
+        self.add(listener);
+    }
+
+    /// Adds a listener, or its chains to the one of that name that is there. Of equal matches the first stays.
+    fn add(&mut self, listener: Listener) {
+        let Some(known) = self.listeners.get_mut(&listener.name) else {
+            self.listeners.insert(listener.name.clone(), listener);
+            return;
+        };
+        let of = |chain: &FilterChain| chain.filter_chain_match.as_ref().map(key).unwrap_or_default();
+        let taken: BTreeSet<String> = known.filter_chains.iter().map(of).collect();
+        known.filter_chains.extend(listener.filter_chains.into_iter().filter(|chain| !taken.contains(&of(chain))));
+        if known.listener_filters.is_empty() {
+            known.listener_filters = listener.listener_filters;
+            known.listener_filters_timeout = listener.listener_filters_timeout;
+            known.continue_on_listener_filters_timeout = listener.continue_on_listener_filters_timeout;
+        }
+        if known.default_filter_chain.is_none() {
+            known.default_filter_chain = listener.default_filter_chain;
         }
     }
 

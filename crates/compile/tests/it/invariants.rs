@@ -184,3 +184,25 @@ fn an_undeclared_workload_gets_nothing() {
     assert_eq!(encode(&mesh, &nobody, &EncodeOptions::default()), Snapshot::default());
     assert_eq!(proxyless(&mesh, &nobody), Snapshot::default());
 }
+
+#[test]
+fn an_address_range_shares_its_port_with_http() {
+    let ranges = r#"
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: ranges, namespace: shop}
+spec:
+  hosts: [ranges.example]
+  addresses: [192.0.2.0/24]
+  location: MESH_EXTERNAL
+  resolution: STATIC
+  endpoints: [{address: 192.0.2.7}]
+  ports: [{number: 80, name: tcp, protocol: TCP}]
+"#;
+    let mesh = shop(&format!("{EVERYTHING}\n---\n{ranges}\n---\n{}", ranges.replace("ranges", "again")));
+    let snapshot = encode(&mesh, &"pod-1.shop".parse().unwrap(), &EncodeOptions::default());
+    let listener = crate::world::resource(&snapshot.listeners, "0.0.0.0_80");
+    let chains = listener["filter_chains"].as_array().unwrap();
+    let ranges = chains.iter().filter(|chain| !chain["filter_chain_match"]["prefix_ranges"].is_null()).count();
+    assert_eq!((chains.len(), ranges), (2, 1), "{listener:#}");
+}
