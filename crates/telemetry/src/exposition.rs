@@ -355,6 +355,25 @@ mod tests {
         assert!(lines.len() == 1 && lines[0].ends_with(" 3"), "{lines:?}");
     }
 
+    /// The encoder of the Prometheus project writes the same sample.
+    #[test]
+    fn values_are_escaped_as_prometheus_does() {
+        use prometheus_client::metrics::{counter::Counter, family::Family};
+        for value in ["a\"b\\c\nd", "", "é\u{2028}\t", "\\n", "\"\"", "{}=,"] {
+            let registry = Registry::new(1, Limits::default());
+            registry.counter("tulle_judged_total", "Judged.", &[("cause", value)]).add(3);
+            let family = Family::<Vec<(String, String)>, Counter>::default();
+            family.get_or_create(&vec![("cause".to_owned(), value.to_owned())]).inc_by(3);
+            let mut theirs = prometheus_client::registry::Registry::default();
+            theirs.register("tulle_judged", "Judged", family);
+            let mut expected = String::new();
+            prometheus_client::encoding::text::encode(&mut expected, &theirs).unwrap();
+            let accepts = |name: &str| name.starts_with("tulle_judged");
+            let selection = Selection { accepts: Some(&accepts), used_only: false };
+            assert_eq!(prometheus(&registry, Format::OpenMetrics, &selection), expected);
+        }
+    }
+
     #[test]
     fn accept_decides() {
         let prometheus_2 = "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,\
