@@ -126,7 +126,11 @@ fn with_status(object: &Object) -> serde_json::Value {
     let accepted = match first {
         _ if object.accepted => json!({"type": "Accepted", "status": "True", "reason": "Accepted"}),
         Some(finding) => {
-            let place = format!("{} ({}): {}", object.origin, finding.code, finding.message);
+            let place = match (&finding.file, finding.line) {
+                (Some(file), Some(line)) => format!("{file}:{line}"),
+                _ => object.origin.clone(),
+            };
+            let place = format!("{place} ({}): {}", finding.code, finding.message);
             json!({"type": "Accepted", "status": "False", "reason": "Invalid", "message": place})
         }
         None => {
