@@ -98,8 +98,6 @@ pub struct ClusterConfig {
     pub buffer_limit: u32,
     /// How names are resolved.
     pub dns: DnsOptions,
-    /// Close the connections to an endpoint that became unhealthy. Default false.
-    pub close_on_health_failure: bool,
     /// Where it came from and more.
     pub metadata: Metadata,
     /// Hash of the resource: equal means unchanged.
@@ -184,15 +182,13 @@ impl Default for LbCommon {
 pub struct DnsOptions {
     /// Between lookups. Default 5 s.
     pub refresh: Duration,
-    /// Follow the records' own lifetime. Default false.
-    pub respect_ttl: bool,
     /// Which addresses.
     pub family: DnsFamily,
 }
 
 impl Default for DnsOptions {
     fn default() -> Self {
-        Self { refresh: Duration::from_secs(5), respect_ttl: false, family: DnsFamily::Auto }
+        Self { refresh: Duration::from_secs(5), family: DnsFamily::Auto }
     }
 }
 

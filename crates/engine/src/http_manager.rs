@@ -7,14 +7,13 @@ use std::time::Duration;
 use http::HeaderValue;
 use ipnet::IpNet;
 
-use crate::access_log::{AccessLog, LogFilter};
+use crate::access_log::AccessLog;
 use crate::cors::CorsFilter;
 use crate::fault::FaultPolicy;
-use crate::format::{JsonTemplate, Template};
 use crate::listener::Extension;
 use crate::path::PathOptions;
 use crate::rbac::HttpRbac;
-use crate::routes::{HeaderAddition, RouteTable};
+use crate::routes::RouteTable;
 
 /// Everything about HTTP on one filter chain. Routes come from `routes`.
 #[derive(Debug)]
@@ -39,8 +38,6 @@ pub struct HttpManager {
     pub skip_xff_append: bool,
     /// Ranges that count as internal; empty: the private ranges (RFC 1918, RFC 4193) and loopback.
     pub internal_addresses: Vec<IpNet>,
-    /// Unix socket peers count as internal.
-    pub internal_unix_sockets: bool,
     /// Appended to `via` in both directions.
     pub via: Option<HeaderValue>,
     /// The `server` header. Default `envoy`.
@@ -63,8 +60,6 @@ pub struct HttpManager {
     pub request_headers_timeout: Option<Duration>,
     /// Between GOAWAY and the end of an HTTP/2 connection. Default 5 s.
     pub drain_timeout: Duration,
-    /// How long a closing connection may linger. Default 1 s.
-    pub delayed_close_timeout: Duration,
     /// Limit of a request's head, bytes. Default 60 KiB.
     pub max_request_headers_bytes: u32,
     /// Idle limit of a connection; `None`: none. Default 1 h.
@@ -85,18 +80,10 @@ pub struct HttpManager {
     pub http2: Http2Options,
     /// Upgrades that are allowed, by lower-case name (`websocket`, `connect`).
     pub upgrades: Vec<(Arc<str>, bool)>,
-    /// Rules for answers that the proxy makes itself.
-    pub local_reply: LocalReplyConfig,
     /// Logs.
     pub access_log: Vec<Arc<AccessLog>>,
-    /// Append `:443`-style port header `x-forwarded-port`. Default false.
-    pub append_forwarded_port: bool,
     /// Overwrite of `:scheme`, if configured.
     pub scheme_overwrite: Option<Arc<str>>,
-    /// `:scheme` follows the upstream transport. Default false.
-    pub scheme_match_upstream: bool,
-    /// Send `100 Continue` through instead of answering it. Default false.
-    pub proxy_100_continue: bool,
 }
 
 impl HttpManager {
@@ -166,14 +153,10 @@ pub enum HttpFilterKind {
 }
 
 /// What the router filter was told.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RouterOptions {
     /// No `x-envoy-*` headers in either direction. Default false.
     pub suppress_envoy_headers: bool,
-    /// Believe `x-envoy-expected-rq-timeout-ms`. Default false.
-    pub respect_expected_timeout: bool,
-    /// Logs of upstream requests.
-    pub upstream_log: Vec<Arc<AccessLog>>,
 }
 
 /// When the `server` header is written.
@@ -233,10 +216,6 @@ pub struct Http1Options {
     pub accept_http_10: bool,
     /// The host of an HTTP/1.0 request without one.
     pub default_host_for_http_10: Option<Arc<str>>,
-    /// Take `GET http://host/path`. Default true.
-    pub allow_absolute_url: bool,
-    /// Pass trailers. Default false.
-    pub enable_trailers: bool,
     /// Write names `Like-This`. Default false.
     pub proper_case: bool,
 }
@@ -256,8 +235,6 @@ pub struct Http2Options {
     pub allow_connect: bool,
     /// Pings: interval and how long to wait for the answer.
     pub keepalive: Option<(Duration, Duration)>,
-    /// Frames waiting for the socket. Default 10,000.
-    pub max_outbound_frames: u32,
 }
 
 impl Default for Http2Options {
@@ -269,40 +246,6 @@ impl Default for Http2Options {
             connection_window: 24 << 20,
             allow_connect: false,
             keepalive: None,
-            max_outbound_frames: 10_000,
         }
     }
-}
-
-/// Rules for answers that the proxy makes itself.
-#[derive(Debug, Clone, Default)]
-pub struct LocalReplyConfig {
-    /// The first whose filter holds is applied.
-    pub mappers: Vec<ReplyMapper>,
-    /// The body's format for all of them.
-    pub body: Option<ReplyBody>,
-}
-
-/// One rule for local answers.
-#[derive(Debug, Clone)]
-pub struct ReplyMapper {
-    /// For which answers.
-    pub filter: LogFilter,
-    /// New status.
-    pub status: Option<u16>,
-    /// New text.
-    pub body: Option<Arc<str>>,
-    /// New format.
-    pub format: Option<ReplyBody>,
-    /// Headers to add.
-    pub headers: Vec<HeaderAddition>,
-}
-
-/// The format of a local answer's body.
-#[derive(Debug, Clone)]
-pub enum ReplyBody {
-    /// Text with its content type.
-    Text(Template, Option<HeaderValue>),
-    /// JSON with its content type.
-    Json(JsonTemplate, Option<HeaderValue>),
 }

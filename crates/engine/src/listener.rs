@@ -313,6 +313,13 @@ pub enum TcpClusters {
 }
 
 impl TcpProxy {
+    /// The hash of a connection, for ring hash and Maglev.
+    #[must_use]
+    pub fn hash(&self, facts: &crate::ConnectionFacts) -> Option<u64> {
+        let address = || facts.remote.ip().to_canonical().to_string();
+        self.hash_source_ip.then(|| xxhash_rust::xxh64::xxh64(address().as_bytes(), 0))
+    }
+
     /// The cluster for one connection.
     #[must_use]
     pub fn choose(&self, dice: &mut crate::Dice) -> Option<&Arc<str>> {

@@ -17,8 +17,6 @@ pub struct RetryPolicy {
     pub num_retries: u32,
     /// Limit of one attempt; `None`: the whole exchange's.
     pub per_try_timeout: Option<Duration>,
-    /// Idle limit of one attempt; `None`: none.
-    pub per_try_idle_timeout: Option<Duration>,
     /// Statuses for `retriable-status-codes`.
     pub status_codes: Vec<u16>,
     /// Response headers for `retriable-headers`; one must match.

@@ -154,7 +154,8 @@ impl Carrying<'_> {
         if let Discovery::OriginalDst { port, .. } = &cluster.config.discovery {
             return Some(original::endpoint(self.record.downstream.facts.local, *port));
         }
-        let request = balance::Request { hash: None, tried, avoid_attempts: u32::from(!tried.is_empty()) * 5 };
+        let hash = self.tcp.hash(&self.record.downstream.facts);
+        let request = balance::Request { hash, tried, avoid_attempts: u32::from(!tried.is_empty()) * 5 };
         let now = self.worker.shared.now();
         cluster.balancer.pick(request, now, &mut self.worker.dice.borrow_mut())
     }

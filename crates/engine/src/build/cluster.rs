@@ -107,7 +107,6 @@ fn config(cx: &mut Context<'_>, message: &xds::Cluster) -> Option<ClusterConfig>
             .map(keepalive),
         buffer_limit: number(message.per_connection_buffer_limit_bytes.as_ref(), BUFFER_LIMIT),
         dns,
-        close_on_health_failure: message.close_connections_on_host_health_failure,
         metadata: Metadata::from_proto(message.metadata.as_ref()),
         version: cx.hash,
         name,
@@ -124,7 +123,6 @@ fn discovery(cx: &mut Context<'_>, message: &xds::Cluster, name: &Arc<str>) -> O
     use xds::cluster::ClusterDiscoveryType as Kind;
     let old = DnsOptions {
         refresh: cx.duration("dns_refresh_rate", message.dns_refresh_rate.as_ref()).unwrap_or(Duration::from_secs(5)),
-        respect_ttl: message.respect_dns_ttl,
         family: dns_family(message.dns_lookup_family),
     };
     let found = match &message.cluster_discovery_type {
@@ -157,7 +155,6 @@ fn custom_cluster(cx: &mut Context<'_>, message: &xds::cluster::CustomClusterTyp
             let refresh = cx.duration("dns_refresh_rate", message.dns_refresh_rate.as_ref());
             let options = DnsOptions {
                 refresh: refresh.unwrap_or(Duration::from_secs(5)),
-                respect_ttl: message.respect_dns_ttl,
                 family: match message.dns_lookup_family {
                     0 | 1 => DnsFamily::Auto,
                     2 => DnsFamily::V4Only,

@@ -10,17 +10,16 @@ use proto::envoy::extensions::filters::http::router::v3 as router;
 use proto::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use proto::google::protobuf::Any;
 
-use super::access_log::{access_log, log_filter};
+use super::access_log::access_log;
 use super::listener::{SHELL_EXTENSIONS, extension};
-use super::value::{Substituted, cidr, header_value, inline_bytes, substituted};
+use super::value::{cidr, header_value};
 use super::{Context, filters, flag, number, type_name};
 use crate::cors::CorsFilter;
 use crate::http_manager::{
     Codec, ForwardClientCert, ForwardClientCertMode, Http1Options, Http2Options, HttpFilter, HttpFilterKind,
-    HttpManager, LocalReplyConfig, ReplyBody, ReplyMapper, RouteSource, RouterOptions, ServerHeader, Underscores,
+    HttpManager, RouteSource, RouterOptions, ServerHeader, Underscores,
 };
 use crate::path::{EscapedSlashes, PathOptions};
-use crate::routes::status;
 
 const STREAM_IDLE: Duration = Duration::from_secs(300);
 const CONNECTION_IDLE: Duration = Duration::from_secs(3600);
@@ -32,7 +31,6 @@ pub(super) fn manager(cx: &mut Context<'_>, any: &Any) -> Option<HttpManager> {
     let routes = route_source(cx, &message);
     let (filters, router) = http_filters(cx, &message.http_filters);
     let common = message.common_http_protocol_options.unwrap_or_default();
-    let local_reply = message.local_reply_config.as_ref();
     Some(HttpManager {
         stat_prefix: cx.share(&message.stat_prefix),
         codec: match message.codec_type {
@@ -51,7 +49,6 @@ pub(super) fn manager(cx: &mut Context<'_>, any: &Any) -> Option<HttpManager> {
         internal_addresses: message.internal_address_config.as_ref().map_or_else(Vec::new, |config| {
             cx.field("internal_address_config", |cx| cx.list("cidr_ranges", &config.cidr_ranges, cidr))
         }),
-        internal_unix_sockets: message.internal_address_config.as_ref().is_some_and(|config| config.unix_sockets),
         via: header_value(cx, "via", &message.via),
         server_name: header_value(cx, "server_name", &message.server_name).unwrap_or(HeaderValue::from_static("envoy")),
         server_header: match message.server_header_transformation {
@@ -71,9 +68,6 @@ pub(super) fn manager(cx: &mut Context<'_>, any: &Any) -> Option<HttpManager> {
             Some(HEADERS_TIMEOUT),
         ),
         drain_timeout: cx.duration("drain_timeout", message.drain_timeout.as_ref()).unwrap_or(Duration::from_secs(5)),
-        delayed_close_timeout: cx
-            .duration("delayed_close_timeout", message.delayed_close_timeout.as_ref())
-            .unwrap_or(Duration::from_secs(1)),
         max_request_headers_bytes: number(message.max_request_headers_kb.as_ref(), 60).saturating_mul(1024),
         idle_timeout: cx.limit("idle_timeout", common.idle_timeout.as_ref(), Some(CONNECTION_IDLE)),
         max_connection_duration: cx.limit("max_connection_duration", common.max_connection_duration.as_ref(), None),
@@ -92,17 +86,11 @@ pub(super) fn manager(cx: &mut Context<'_>, any: &Any) -> Option<HttpManager> {
             .iter()
             .map(|config| (cx.share(&config.upgrade_type.to_ascii_lowercase()), flag(config.enabled.as_ref(), true)))
             .collect(),
-        local_reply: local_reply.map_or_else(LocalReplyConfig::default, |config| {
-            cx.field("local_reply_config", |cx| local_reply_config(cx, config))
-        }),
         access_log: cx.list("access_log", &message.access_log, access_log),
-        append_forwarded_port: message.append_x_forwarded_port,
         scheme_overwrite: message.scheme_header_transformation.as_ref().and_then(|rule| match &rule.transformation {
             Some(core::scheme_header_transformation::Transformation::SchemeToOverwrite(scheme)) => cx.text(scheme),
             None => None,
         }),
-        scheme_match_upstream: message.scheme_header_transformation.as_ref().is_some_and(|rule| rule.match_upstream),
-        proxy_100_continue: message.proxy_100_continue,
     })
 }
 
@@ -168,11 +156,7 @@ fn filter_kind(cx: &mut Context<'_>, message: &hcm::HttpFilter, any: &Any) -> Op
 
 fn router_options(cx: &mut Context<'_>, any: &Any) -> Option<RouterOptions> {
     let message: router::Router = cx.unpack(any)?;
-    Some(RouterOptions {
-        suppress_envoy_headers: message.suppress_envoy_headers,
-        respect_expected_timeout: message.respect_expected_rq_timeout,
-        upstream_log: cx.list("upstream_log", &message.upstream_log, access_log),
-    })
+    Some(RouterOptions { suppress_envoy_headers: message.suppress_envoy_headers })
 }
 
 fn path_options(message: &hcm::HttpConnectionManager) -> PathOptions {
@@ -211,14 +195,12 @@ fn client_cert(message: &hcm::HttpConnectionManager) -> ForwardClientCert {
 pub(super) fn http1(cx: &mut Context<'_>, message: Option<&core::Http1ProtocolOptions>) -> Http1Options {
     use core::http1_protocol_options::header_key_format::HeaderFormat;
     let Some(message) = message else {
-        return Http1Options { allow_absolute_url: true, ..Http1Options::default() };
+        return Http1Options::default();
     };
     let format = message.header_key_format.as_ref().and_then(|format| format.header_format.as_ref());
     Http1Options {
         accept_http_10: message.accept_http_10,
         default_host_for_http_10: cx.text(&message.default_host_for_http_10),
-        allow_absolute_url: flag(message.allow_absolute_url.as_ref(), true),
-        enable_trailers: message.enable_trailers,
         proper_case: matches!(format, Some(HeaderFormat::ProperCaseWords(_))),
     }
 }
@@ -240,40 +222,5 @@ pub(super) fn http2(cx: &mut Context<'_>, message: Option<&core::Http2ProtocolOp
         connection_window: number(message.initial_connection_window_size.as_ref(), default.connection_window),
         allow_connect: message.allow_connect,
         keepalive,
-        max_outbound_frames: number(message.max_outbound_frames.as_ref(), default.max_outbound_frames),
     }
-}
-
-fn local_reply_config(cx: &mut Context<'_>, message: &hcm::LocalReplyConfig) -> LocalReplyConfig {
-    LocalReplyConfig {
-        mappers: cx.list("mappers", &message.mappers, reply_mapper),
-        body: cx.optional("body_format", message.body_format.as_ref(), reply_body),
-    }
-}
-
-fn reply_mapper(cx: &mut Context<'_>, message: &hcm::ResponseMapper) -> Option<ReplyMapper> {
-    let filter = cx.required("filter", message.filter.as_ref(), log_filter)?;
-    let code = match &message.status_code {
-        None => None,
-        Some(code) => match status(code.value) {
-            Some(code) => Some(code.as_u16()),
-            None => return cx.field("status_code", |cx| cx.refuse("is no HTTP status")),
-        },
-    };
-    let body = cx.optional("body", message.body.as_ref(), inline_bytes);
-    Some(ReplyMapper {
-        filter,
-        status: code,
-        body: body.map(|bytes| String::from_utf8_lossy(&bytes).into()),
-        format: cx.optional("body_format_override", message.body_format_override.as_ref(), reply_body),
-        headers: cx.list("headers_to_add", &message.headers_to_add, super::route_action::header_addition),
-    })
-}
-
-pub(super) fn reply_body(cx: &mut Context<'_>, message: &core::SubstitutionFormatString) -> Option<ReplyBody> {
-    let content_type = header_value(cx, "content_type", &message.content_type);
-    Some(match substituted(cx, message)? {
-        Substituted::Text(text) => ReplyBody::Text(text, content_type),
-        Substituted::Json(json) => ReplyBody::Json(json, content_type),
-    })
 }

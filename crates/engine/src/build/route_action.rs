@@ -11,7 +11,7 @@ use proto::envoy::extensions::path::rewrite::uri_template::v3 as rewrite;
 
 use super::route::header_mutation;
 use super::value::{header, header_key, header_name, inline_bytes, runtime_fraction, substitution, template};
-use super::{Context, filters, flag, number, type_name};
+use super::{Context, filters, number, type_name};
 use crate::dice::Fraction;
 use crate::matcher::{HeaderKey, PathTemplate, TemplateRewrite};
 use crate::retry::{RateLimitedBackOff, RetryOn, RetryPolicy};
@@ -71,11 +71,6 @@ pub(super) fn forward(
         mirrors: if own_mirrors.is_empty() { defaults.mirrors.to_vec() } else { own_mirrors },
         priority: if message.priority == 1 { Priority::High } else { Priority::Default },
         hash: cx.list("hash_policy", &message.hash_policy, hash_policy),
-        upgrades: message
-            .upgrade_configs
-            .iter()
-            .map(|config| (cx.share(&config.upgrade_type.to_ascii_lowercase()), flag(config.enabled.as_ref(), true)))
-            .collect(),
     })
 }
 
@@ -198,7 +193,6 @@ pub(super) fn mirror(cx: &mut Context<'_>, message: &xds::route_action::RequestM
         cluster,
         fraction: share.unwrap_or(Fraction::ALWAYS),
         keep_host: message.disable_shadow_host_suffix_append,
-        traced: message.trace_sampled.as_ref().map(|wanted| wanted.value),
     })
 }
 
@@ -259,7 +253,6 @@ pub(super) fn retry(cx: &mut Context<'_>, message: &xds::RetryPolicy) -> Option<
         on,
         num_retries: number(message.num_retries.as_ref(), 1),
         per_try_timeout: cx.limit("per_try_timeout", message.per_try_timeout.as_ref(), None),
-        per_try_idle_timeout: cx.limit("per_try_idle_timeout", message.per_try_idle_timeout.as_ref(), None),
         status_codes: cx.list("retriable_status_codes", &message.retriable_status_codes, |cx, code| {
             status(*code).map(|code| code.as_u16()).or_else(|| cx.refuse("is no HTTP status"))
         }),

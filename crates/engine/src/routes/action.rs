@@ -58,8 +58,6 @@ pub struct ForwardAction {
     pub priority: Priority,
     /// What ring hash and Maglev go by, in order.
     pub hash: Vec<HashPolicy>,
-    /// Upgrades allowed or forbidden on this route, by lower-case name.
-    pub upgrades: Vec<(Arc<str>, bool)>,
 }
 
 /// Priorities have circuit limits of their own.
@@ -196,8 +194,6 @@ pub struct MirrorPolicy {
     pub fraction: Fraction,
     /// Leave the authority without `-shadow`. Default false.
     pub keep_host: bool,
-    /// Whether the copy is traced; `None`: as the request is.
-    pub traced: Option<bool>,
 }
 
 /// One rule for the hash of a request.
