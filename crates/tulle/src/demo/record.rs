@@ -1,13 +1,13 @@
 //! What the programs that make traffic saw.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 
-use super::app::traffic::Seen;
+use super::app::traffic::{Begun, Seen};
 use super::cast::Part;
 
 /// At most this many requests are remembered; the totals go on.
@@ -34,6 +34,8 @@ impl Entry {
 pub(crate) struct Record {
     entries: RefCell<VecDeque<Entry>>,
     totals: RefCell<Totals>,
+    /// Requests that began and did not end yet.
+    pending: RefCell<HashMap<(&'static str, u64), Instant>>,
 }
 
 /// The visitor's requests since the start.
@@ -49,7 +51,10 @@ impl Record {
         let mut lines = BufReader::new(output).lines();
         while let Ok(Some(line)) = lines.next_line().await {
             if let Ok(seen) = serde_json::from_str::<Seen>(&line) {
+                self.pending.borrow_mut().remove(&(who, seen.turn));
                 self.add(Entry { at: Instant::now(), who, seen });
+            } else if let Ok(Begun { begun }) = serde_json::from_str(&line) {
+                self.pending.borrow_mut().insert((who, begun), Instant::now());
             }
         }
     }
@@ -69,6 +74,12 @@ impl Record {
 
     pub(crate) fn totals(&self) -> Totals {
         *self.totals.borrow()
+    }
+
+    /// How many requests that began before an instant have no answer yet.
+    pub(crate) fn pending(&self, who: &str, before: Instant) -> usize {
+        let pending = self.pending.borrow();
+        pending.iter().filter(|((name, _), began)| *name == who && **began < before).count()
     }
 
     /// What one program asked since an instant: requests that began then or later.

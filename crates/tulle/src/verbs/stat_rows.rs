@@ -70,8 +70,9 @@ pub(crate) struct Row {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Plaintext {
     /// The declared workload with that address; else the address; else `unknown`.
-    source: String,
-    destination: String,
+    pub(crate) source: String,
+    /// Whom it called.
+    pub(crate) destination: String,
     namespace: String,
     requests_per_second: f64,
     connections: u64,

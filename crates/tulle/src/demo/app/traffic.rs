@@ -14,9 +14,19 @@ use super::call::{Answer, Call, Peer};
 /// For so long only a quarter of the traffic is made.
 const OPENING: Duration = Duration::from_millis(1500);
 
+/// Told when a request begins.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Begun {
+    /// Its number.
+    pub(crate) begun: u64,
+}
+
 /// One request, as its maker saw it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Seen {
+    /// The number under which its beginning was told.
+    #[serde(default)]
+    pub(crate) turn: u64,
     /// What was asked: `browse`, `cart`, `search`, `missing`, `charge`, `items`.
     pub(crate) kind: String,
     /// HTTP status; 0 = no answer.
@@ -109,8 +119,9 @@ where
         if begin.elapsed() < OPENING && turn % 4 != 0 {
             continue;
         }
+        tell(&Begun { begun: turn });
         let seen = request();
-        tokio::task::spawn_local(async move { tell(&seen.await) });
+        tokio::task::spawn_local(async move { tell(&Seen { turn, ..seen.await }) });
     }
     Ok(())
 }
@@ -120,6 +131,7 @@ async fn ask(kind: &str, user: &str, peer: &Peer, call: Call<'_>) -> Seen {
     let answer = peer.call(call).await;
     let ms = start.elapsed().as_secs_f64() * 1000.0;
     let seen = Seen {
+        turn: 0,
         kind: kind.to_owned(),
         status: 0,
         ms,
@@ -148,8 +160,8 @@ fn complaint(answer: &Answer) -> String {
 }
 
 /// A reader that went away ends the program: there is nobody left to make traffic for.
-fn tell(seen: &Seen) {
-    let Ok(line) = serde_json::to_string(seen) else { return };
+fn tell(news: &impl Serialize) {
+    let Ok(line) = serde_json::to_string(news) else { return };
     if writeln!(std::io::stdout(), "{line}").is_err() {
         std::process::exit(0);
     }

@@ -17,6 +17,8 @@ use crate::output;
 
 /// How often a condition is looked at.
 const LOOK: Duration = Duration::from_millis(100);
+/// Longer than the visitor waits for an answer.
+const PATIENCE: Duration = Duration::from_secs(12);
 
 /// Runs every step, also after one that failed; true when all hold.
 pub(crate) async fn all(world: &Rc<World>) -> bool {
@@ -150,20 +152,23 @@ where
 async fn visitors_for(world: &World, window: Duration) -> Vec<Entry> {
     let start = Instant::now();
     tokio::time::sleep(window).await;
+    answered(world, Instant::now()).await;
     world.record.since(VISITOR, start)
 }
 
+/// Waits until everything that the visitor began before an instant has ended, well or not.
+async fn answered(world: &World, before: Instant) {
+    while world.record.pending(VISITOR, before) > 0 && before.elapsed() < PATIENCE {
+        tokio::time::sleep(LOOK / 4).await;
+    }
+}
+
 /// No request of the visitor failed since an instant, and there were some.
-fn unharmed(world: &World, start: Instant) -> anyhow::Result<usize> {
+async fn unharmed(world: &World, start: Instant) -> anyhow::Result<usize> {
+    answered(world, Instant::now()).await;
     let entries = world.record.since(VISITOR, start);
     let tally = Tally::of(&entries);
     anyhow::ensure!(tally.all > 0, "the visitor asked for nothing");
-    anyhow::ensure!(
-        tally.failed == 0,
-        "{} of {} requests of the visitor failed: {}",
-        tally.failed,
-        tally.all,
-        tally.example
-    );
+    anyhow::ensure!(tally.failed == 0, "{} of {} requests of the visitor failed: {}", tally.failed, tally.all, tally.example);
     Ok(tally.all)
 }

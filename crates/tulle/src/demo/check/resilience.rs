@@ -99,7 +99,7 @@ pub(super) async fn outage(world: &Rc<World>) -> anyhow::Result<String> {
     tokio::time::sleep(Duration::from_secs(2)).await;
     let restarted = restart_without_control(world).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let asked = unharmed(world, start);
+    let asked = unharmed(world, start).await;
     let dead = start.elapsed();
     world.start_control()?;
     until(Duration::from_secs(10), || async {

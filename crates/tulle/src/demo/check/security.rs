@@ -11,13 +11,18 @@ use crate::demo::declare;
 use crate::demo::record::{INTRUDER, LEGACY};
 use crate::demo::scrape::Sample;
 use crate::demo::world::World;
+use crate::verbs::mesh::Mesh;
+use crate::verbs::stat;
+
+/// Edges of so long ago count.
+const WINDOW: Duration = Duration::from_secs(10);
 
 /// First only counted: the one caller without identity is found. Then mTLS is demanded, and only that caller fails.
 pub(super) async fn strict(world: &Rc<World>) -> anyhow::Result<String> {
     declare::write(&world.place, "strict.yaml", &declare::strict_rehearsal())?;
     let start = Instant::now();
     let rehearsed = rehearsal(world).await;
-    let meanwhile = unharmed(world, start);
+    let meanwhile = unharmed(world, start).await;
     declare::write(&world.place, "strict.yaml", &declare::strict())?;
     let counted = rehearsed?;
     meanwhile?;
@@ -36,13 +41,13 @@ pub(super) async fn strict(world: &Rc<World>) -> anyhow::Result<String> {
         intruder.iter().all(|entry| entry.seen.status == 200),
         "strict mTLS refused one with a certificate"
     );
-    let all = unharmed(world, start)?;
+    let all = unharmed(world, start).await?;
     Ok(format!(
         "the rehearsal named catalog's plaintext caller ({counted} times); now it fails, and none of {all} others"
     ))
 }
 
-/// Only the catalog's proxies count requests that would be denied, and they are the plaintext ones.
+/// Only the catalog's proxies count requests that would be denied, and the one plaintext caller is known by name.
 async fn rehearsal(world: &World) -> anyhow::Result<u64> {
     until(Duration::from_secs(15), || async {
         let counted = would_be_denied(world, "catalog").await;
@@ -53,26 +58,27 @@ async fn rehearsal(world: &World) -> anyhow::Result<u64> {
         let counted = would_be_denied(world, part.app).await;
         anyhow::ensure!(counted == 0, "the shadow counters of {} say {counted}", part.app);
     }
-    let counted = would_be_denied(world, "catalog").await;
-    let asked = world.record.since(LEGACY, Instant::now() - Duration::from_secs(60)).len() as u64;
-    anyhow::ensure!(counted <= asked, "{counted} would be denied, but legacy asked only {asked} times");
-    Ok(counted)
+    let mesh = Mesh::of_run_dir(world.place.control());
+    let stat = stat::gather(&mesh, WINDOW).await.map_err(|_| anyhow::anyhow!("the proxies do not tell of their edges"))?;
+    let named: Vec<String> = stat.plaintext.iter().map(|edge| format!("{} -> {}", edge.source, edge.destination)).collect();
+    anyhow::ensure!(named == [format!("{LEGACY} -> catalog")], "plaintext edges are {named:?}");
+    Ok(would_be_denied(world, "catalog").await)
 }
 
-/// Requests that dry-run policies would have denied, at all proxies of a service.
+/// Requests that the rehearsed policy would have denied, at all proxies of a service.
 async fn would_be_denied(world: &World, app: &str) -> u64 {
+    let policy = format!("ns[{NAMESPACE}]-policy[no-plaintext]");
+    let denials = |sample: &Sample| {
+        sample.name == "tulle_authz_shadow_decisions_total"
+            && sample.label("action") == "deny"
+            && sample.label("policy").starts_with(&policy)
+    };
     let mut count = 0.0;
     for (_, part) in Part::meshed().filter(|(_, part)| part.app == app) {
         let samples = world.metrics(part.name).await;
-        count += samples.iter().filter(|sample| is_shadow_denial(sample)).map(|sample| sample.value).sum::<f64>();
+        count += samples.iter().filter(|sample| denials(sample)).map(|sample| sample.value).sum::<f64>();
     }
     count as u64
-}
-
-/// Envoy's counter, with or without a prefix for dry runs.
-fn is_shadow_denial(sample: &Sample) -> bool {
-    sample.name.starts_with("envoy_") && sample.name.ends_with("rbac_shadow_denied")
-        || sample.name.starts_with("envoy_") && sample.name.ends_with("shadow_denied") && sample.name.contains("rbac")
 }
 
 /// Only the cart may charge; the intruder is told 403, and the log names policy and rule.
@@ -98,7 +104,7 @@ pub(super) async fn authz(world: &Rc<World>) -> anyhow::Result<String> {
         if named { Ok(()) } else { Err(format!("the access log of payments does not name {wanted}")) }
     })
     .await?;
-    let all = unharmed(world, start)?;
+    let all = unharmed(world, start).await?;
     Ok(format!(
         "intruder -> payments 403 by AuthorizationPolicy {NAMESPACE}/payments-callers rule 0; none of {all} others failed"
     ))
@@ -123,7 +129,7 @@ pub(super) async fn rotation(world: &Rc<World>) -> anyhow::Result<String> {
     })
     .await?;
     tokio::time::sleep(Duration::from_secs(2)).await;
-    let all = unharmed(world, start)?;
+    let all = unharmed(world, start).await?;
     let issued = world.certificates().0.checked_sub(received).context("the agents forgot")?;
     Ok(format!(
         "{issued} certificates of {} s renewed in {:.0} s, none of {all} requests failed",

@@ -36,7 +36,7 @@ pub(super) async fn observe(world: &Rc<World>) -> anyhow::Result<String> {
         if all >= 40 { Ok(()) } else { Err(format!("the visitor made only {all} requests")) }
     })
     .await?;
-    let all = unharmed(world, start)?;
+    let all = unharmed(world, start).await?;
     let encrypted = edges().filter(|(caller, _)| caller.meshed).count();
     Ok(format!("{encrypted} edges with mTLS, 1 in clear text (legacy to catalog); {all} requests, none failed"))
 }
@@ -71,7 +71,7 @@ pub(super) async fn canary(world: &Rc<World>) -> anyhow::Result<String> {
     let share = 100.0 * of_v2(&others) as f64 / others.len() as f64;
     let off = (share - f64::from(SPLIT)).abs();
     anyhow::ensure!(off <= TOLERANCE, "{share:.1} % of {} requests went to v2, not {SPLIT} %", others.len());
-    unharmed(world, start)?;
+    unharmed(world, start).await?;
     Ok(format!("v2 got {share:.1} % of {} requests, and all {} of amy", others.len(), amy.len()))
 }
 
