@@ -20,7 +20,7 @@ impl Place {
     pub(crate) fn create() -> io::Result<Self> {
         let base = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| usable(dir));
         let base =
-            base.unwrap_or_else(|| Some(std::env::temp_dir()).filter(|dir| usable(dir)).unwrap_or("/tmp".into()));
+            base.unwrap_or_else(|| Some(std::env::temp_dir()).filter(|dir| usable(dir)).unwrap_or_else(|| "/tmp".into()));
         clear_away(&base);
         let dir = base.join(format!("{PREFIX}{}", std::process::id()));
         std::fs::DirBuilder::new().mode(0o700).create(&dir)?;
