@@ -19,8 +19,8 @@ impl Place {
     /// Makes a new one, and clears away those of demos that were killed.
     pub(crate) fn create() -> io::Result<Self> {
         let base = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| usable(dir));
-        let base =
-            base.unwrap_or_else(|| Some(std::env::temp_dir()).filter(|dir| usable(dir)).unwrap_or_else(|| "/tmp".into()));
+        let base = base
+            .unwrap_or_else(|| Some(std::env::temp_dir()).filter(|dir| usable(dir)).unwrap_or_else(|| "/tmp".into()));
         clear_away(&base);
         let dir = base.join(format!("{PREFIX}{}", std::process::id()));
         std::fs::DirBuilder::new().mode(0o700).create(&dir)?;

@@ -169,6 +169,12 @@ async fn unharmed(world: &World, start: Instant) -> anyhow::Result<usize> {
     let entries = world.record.since(VISITOR, start);
     let tally = Tally::of(&entries);
     anyhow::ensure!(tally.all > 0, "the visitor asked for nothing");
-    anyhow::ensure!(tally.failed == 0, "{} of {} requests of the visitor failed: {}", tally.failed, tally.all, tally.example);
+    anyhow::ensure!(
+        tally.failed == 0,
+        "{} of {} requests of the visitor failed: {}",
+        tally.failed,
+        tally.all,
+        tally.example
+    );
     Ok(tally.all)
 }

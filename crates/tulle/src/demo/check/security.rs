@@ -59,8 +59,10 @@ async fn rehearsal(world: &World) -> anyhow::Result<u64> {
         anyhow::ensure!(counted == 0, "the shadow counters of {} say {counted}", part.app);
     }
     let mesh = Mesh::of_run_dir(world.place.control());
-    let stat = stat::gather(&mesh, WINDOW).await.map_err(|_| anyhow::anyhow!("the proxies do not tell of their edges"))?;
-    let named: Vec<String> = stat.plaintext.iter().map(|edge| format!("{} -> {}", edge.source, edge.destination)).collect();
+    let stat =
+        stat::gather(&mesh, WINDOW).await.map_err(|_| anyhow::anyhow!("the proxies do not tell of their edges"))?;
+    let named: Vec<String> =
+        stat.plaintext.iter().map(|edge| format!("{} -> {}", edge.source, edge.destination)).collect();
     anyhow::ensure!(named == [format!("{LEGACY} -> catalog")], "plaintext edges are {named:?}");
     Ok(would_be_denied(world, "catalog").await)
 }
