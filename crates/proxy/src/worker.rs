@@ -118,9 +118,12 @@ pub struct Worker {
     peers: Arc<[Peer]>,
     load: Arc<AtomicUsize>,
     chains: RefCell<HashMap<usize, Group>>,
-    sockets: RefCell<HashMap<u64, (Arc<str>, watch::Sender<bool>)>>,
+    sockets: RefCell<HashMap<u64, Accepting>>,
     draining: watch::Sender<bool>,
 }
+
+/// A socket on which connections are accepted: the listener's name, and what stops it.
+type Accepting = (Arc<str>, watch::Sender<bool>);
 
 /// The connections of one filter chain.
 struct Group {

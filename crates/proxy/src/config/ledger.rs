@@ -22,10 +22,13 @@ pub struct Entry {
     pub refused: Option<(SystemTime, String)>,
 }
 
+/// Type and name of a resource.
+type Key = (Arc<str>, Arc<str>);
+
 /// All resources by type and name.
 #[derive(Debug, Default)]
 pub struct Ledger {
-    entries: Mutex<BTreeMap<(Arc<str>, Arc<str>), Entry>>,
+    entries: Mutex<BTreeMap<Key, Entry>>,
 }
 
 impl Ledger {

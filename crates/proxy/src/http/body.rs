@@ -283,7 +283,7 @@ impl Body for UpBody {
             Self::Ready { chunks } => SizeHint::with_exact(chunks.iter().map(|chunk| chunk.len() as u64).sum()),
             Self::Shared(attempt) => {
                 let source = attempt.source.borrow();
-                if source.next == 0 { source.size.clone() } else { SizeHint::default() }
+                if source.next == 0 { source.size } else { SizeHint::default() }
             }
         }
     }

@@ -18,7 +18,7 @@ impl Exchange {
         }
         self.record.flags = self.record.flags.with(reply.flags);
         self.record.details = Some(Arc::from(&*reply.details));
-        self.record.origin = reply.origin.clone().or(self.record.origin.take());
+        self.record.origin = reply.origin.clone().or_else(|| self.record.origin.take());
         let mut headers = HeaderMap::with_capacity(reply.headers.len() + 6);
         for (name, value) in &reply.headers {
             headers.append(name, value.clone());

@@ -281,14 +281,12 @@ impl Guarded<'_> {
                     let now = Instant::now();
                     match self.judge(now, began, &ending) {
                         Some(Stop::Now) => return Ok(()),
-                        Some(Stop::Gracefully) => {
-                            if !matches!(ending, Ending::Shut { .. }) {
-                                self.shared.draining.set(true);
-                                shut_down(connection.as_mut());
-                                ending = Ending::Shut { at: now + DRAIN_LIMIT };
-                            }
+                        Some(Stop::Gracefully) if !matches!(ending, Ending::Shut { .. }) => {
+                            self.shared.draining.set(true);
+                            shut_down(connection.as_mut());
+                            ending = Ending::Shut { at: now + DRAIN_LIMIT };
                         }
-                        None => {}
+                        _ => {}
                     }
                     look.as_mut().reset(ending.next(now));
                 }

@@ -151,11 +151,12 @@ impl Reaching<'_> {
             return Ok(self.way(Via::H1(h1), true));
         }
         let pending = self.take(Resource::Pending).ok_or(Kind::Overflow)?;
-        let slot = match self.connection_slot() {
-            Ok(slot) => slot,
-            Err(()) => {
-                let waited = self.pool.wait().await;
-                let h1 = waited.map_err(|_| Failure::from(Kind::Termination))?;
+        let slot = loop {
+            if let Ok(slot) = self.connection_slot() {
+                break slot;
+            }
+            // Who waits is served by a connection that comes back, or looks again when the last one ended.
+            if let Ok(h1) = self.pool.wait().await {
                 return Ok(self.way(Via::H1(h1), true));
             }
         };
@@ -331,7 +332,7 @@ pub async fn connect_endpoint(
 /// What the system says, without Rust's "(os error N)".
 fn system_text(error: &std::io::Error) -> String {
     let text = error.to_string();
-    text.split_once(" (os error").map_or(text.clone(), |(text, _)| text.to_owned())
+    text.split_once(" (os error").map_or_else(|| text.clone(), |(text, _)| text.to_owned())
 }
 
 fn link_of(stream: &Stream) -> Link {
