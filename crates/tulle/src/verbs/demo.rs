@@ -75,7 +75,7 @@ enum What {
 
 impl Args {
     pub(crate) fn life(&self) -> Duration {
-        self.cert_ttl.unwrap_or(Duration::from_secs(if self.check { 20 } else { 3600 }))
+        self.cert_ttl.unwrap_or_else(|| Duration::from_secs(if self.check { 20 } else { 3600 }))
     }
 
     pub(crate) fn visitor_rate(&self) -> f64 {
@@ -87,7 +87,7 @@ impl Args {
     }
 
     pub(crate) fn duration(&self) -> Duration {
-        self.time.unwrap_or(Duration::from_secs(30 * 60))
+        self.time.unwrap_or_else(|| Duration::from_secs(30 * 60))
     }
 
     /// The arguments that make another process of this program do the same on a given network.
