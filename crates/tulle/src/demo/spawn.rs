@@ -56,7 +56,10 @@ impl Program {
             .kill_on_drop(true)
             .spawn()
             .with_context(|| {
-                format!("cannot start {}", self.args.first().map_or_else(|| "a program".into(), |verb| verb.to_string_lossy()))
+                format!(
+                    "cannot start {}",
+                    self.args.first().map_or_else(|| "a program".into(), |verb| verb.to_string_lossy())
+                )
             })
     }
 }
