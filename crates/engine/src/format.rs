@@ -136,7 +136,7 @@ pub enum GrpcStatusStyle {
 
 /// The operators that exist. Each variant has the name of Envoy's operator.
 #[derive(Debug, Clone, PartialEq)]
-#[allow(missing_docs)] // The names are Envoy's own; its documentation is theirs.
+#[allow(missing_docs, reason = "The names are Envoy's own; its documentation is theirs")]
 pub enum Operator {
     Req { name: HeaderKey, otherwise: Option<HeaderKey> },
     Resp { name: HeaderName, otherwise: Option<HeaderName> },

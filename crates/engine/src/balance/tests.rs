@@ -1,3 +1,5 @@
+//! Spread, priorities, panic, and the equality with Envoy.
+
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 

@@ -57,7 +57,7 @@ fn file_sink(path: &str) -> LogSink {
     }
 }
 
-#[allow(deprecated)] // The short forms are what most bootstraps use.
+#[allow(deprecated, reason = "The short forms are what most bootstraps use")]
 fn file_format(cx: &mut Context<'_>, message: &file::FileAccessLog) -> Option<LogFormat> {
     use file::file_access_log::AccessLogFormat as Kind;
     match &message.access_log_format {

@@ -113,12 +113,12 @@ fn config(cx: &mut Context<'_>, message: &xds::Cluster) -> Option<ClusterConfig>
     })
 }
 
-#[allow(deprecated)]
+#[allow(deprecated, reason = "the old field is still sent")]
 fn old_max_requests(message: &xds::Cluster) -> Option<&UInt32Value> {
     message.max_requests_per_connection.as_ref()
 }
 
-#[allow(deprecated)] // The old DNS fields are what files still say.
+#[allow(deprecated, reason = "The old DNS fields are what files still say")]
 fn discovery(cx: &mut Context<'_>, message: &xds::Cluster, name: &Arc<str>) -> Option<(Discovery, DnsOptions)> {
     use xds::cluster::ClusterDiscoveryType as Kind;
     let old = DnsOptions {
@@ -223,7 +223,7 @@ fn lb_common(cx: &mut Context<'_>, message: &xds::Cluster) -> LbCommon {
     common
 }
 
-#[allow(deprecated)] // The old fields are what most clusters still say.
+#[allow(deprecated, reason = "The old fields are what most clusters still say")]
 fn lb_policy(cx: &mut Context<'_>, message: &xds::Cluster, common: &mut LbCommon) -> Option<LbPolicy> {
     use xds::cluster::{LbConfig, LbPolicy as Old};
     if let Some(policy) = &message.load_balancing_policy {
@@ -400,7 +400,7 @@ struct HttpOptions {
     upstream: Option<core::UpstreamHttpProtocolOptions>,
 }
 
-#[allow(deprecated)] // The old fields are what hand-written bootstraps still say.
+#[allow(deprecated, reason = "The old fields are what hand-written bootstraps still say")]
 fn http_options(cx: &mut Context<'_>, message: &xds::Cluster) -> HttpOptions {
     if let Some(any) = message.typed_extension_protocol_options.get(HTTP_OPTIONS) {
         return cx.key("typed_extension_protocol_options", HTTP_OPTIONS, |cx| typed_http(cx, any)).unwrap_or_default();

@@ -35,7 +35,7 @@ pub(super) const SHELL_EXTENSIONS: &[&str] = &[
     "istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig",
 ];
 
-#[allow(deprecated)] // reuse_port and deprecated_v1 are still sent.
+#[allow(deprecated, reason = "reuse_port and deprecated_v1 are still sent")]
 pub(crate) fn listener(cx: &mut Context<'_>, bytes: &[u8]) -> Option<Listener> {
     let message = match xds::Listener::decode(bytes) {
         Ok(message) => message,

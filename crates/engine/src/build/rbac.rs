@@ -49,7 +49,7 @@ fn policy(cx: &mut Context<'_>, name: &str, message: &xds::Policy) -> Option<Pol
     Some(Policy { name: cx.share(name), permissions, principals })
 }
 
-#[allow(deprecated)] // `metadata` is what control planes still send.
+#[allow(deprecated, reason = "metadata is what control planes still send")]
 fn permission(cx: &mut Context<'_>, message: &xds::Permission) -> Option<Permission> {
     use xds::permission::Rule;
     Some(match &message.rule {
@@ -85,7 +85,7 @@ fn permission(cx: &mut Context<'_>, message: &xds::Permission) -> Option<Permiss
     })
 }
 
-#[allow(deprecated)] // `source_ip` and `metadata` are what control planes still send.
+#[allow(deprecated, reason = "source_ip and metadata are what control planes still send")]
 fn principal(cx: &mut Context<'_>, message: &xds::Principal) -> Option<Principal> {
     use xds::principal::Identifier;
     Some(match &message.identifier {

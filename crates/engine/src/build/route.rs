@@ -91,7 +91,7 @@ fn host_index(cx: &mut Context<'_>, hosts: &[xds::VirtualHost]) -> HostIndex {
     index
 }
 
-#[allow(deprecated)] // `cors` is still sent.
+#[allow(deprecated, reason = "cors is still sent")]
 fn virtual_host(
     cx: &mut Context<'_>,
     message: &xds::VirtualHost,
@@ -145,7 +145,7 @@ fn virtual_host(
     })
 }
 
-#[allow(deprecated)] // The old buffer limit and `cors` are still sent.
+#[allow(deprecated, reason = "The old buffer limit and cors are still sent")]
 fn build_route(cx: &mut Context<'_>, message: &xds::Route, defaults: &Defaults<'_>) -> Option<Route> {
     let rule = cx.required("match", message.r#match.as_ref(), route_match);
     let template = rule.as_ref().and_then(|rule| match &rule.path {

@@ -33,7 +33,7 @@ pub(super) struct Defaults<'d> {
     pub(super) mirrors: &'d [MirrorPolicy],
 }
 
-#[allow(deprecated)] // max_grpc_timeout is still sent.
+#[allow(deprecated, reason = "max_grpc_timeout is still sent")]
 pub(super) fn forward(
     cx: &mut Context<'_>,
     message: &xds::RouteAction,
@@ -339,7 +339,7 @@ pub(super) fn direct_response(cx: &mut Context<'_>, message: &xds::DirectRespons
     })
 }
 
-#[allow(deprecated)] // `append` is what old control planes send.
+#[allow(deprecated, reason = "append is what old control planes send")]
 pub(super) fn header_addition(cx: &mut Context<'_>, message: &core::HeaderValueOption) -> Option<HeaderAddition> {
     let header = cx.required("header", message.header.as_ref(), |_, header| Some(header.clone()))?;
     let HeaderKey::Name(name) = cx.field("header", |cx| header_key(cx, "key", &header.key))? else {

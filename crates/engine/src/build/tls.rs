@@ -111,7 +111,7 @@ fn common(cx: &mut Context<'_>, message: &tls::CommonTlsContext) -> Option<TlsCo
         Some(Kind::CombinedValidationContext(message)) => {
             Some(cx.field("combined_validation_context", |cx| combined(cx, message))?)
         }
-        #[allow(unreachable_patterns)]
+        #[allow(unreachable_patterns, reason = "the message type grows")]
         Some(_) => return cx.field("validation_context_type", |cx| cx.refuse("is not implemented")),
     };
     Some(built)
@@ -167,7 +167,7 @@ fn secret_ref(cx: &mut Context<'_>, message: &tls::SdsSecretConfig) -> Option<Se
     Some(SecretRef { name, source })
 }
 
-#[allow(deprecated)] // `path` is still written by hand.
+#[allow(deprecated, reason = "path is still written by hand")]
 fn secret_source(cx: &mut Context<'_>, message: &core::ConfigSource) -> Option<SecretSource> {
     use core::config_source::ConfigSourceSpecifier as Kind;
     use core::grpc_service::TargetSpecifier;
@@ -189,7 +189,7 @@ fn secret_source(cx: &mut Context<'_>, message: &core::ConfigSource) -> Option<S
     }
 }
 
-#[allow(deprecated)] // match_subject_alt_names is still sent by old control planes.
+#[allow(deprecated, reason = "match_subject_alt_names is still sent by old control planes")]
 fn validation(cx: &mut Context<'_>, message: &tls::CertificateValidationContext) -> Option<Validation> {
     let mut sans = cx.list("match_typed_subject_alt_names", &message.match_typed_subject_alt_names, san);
     sans.extend(cx.list("match_subject_alt_names", &message.match_subject_alt_names, |cx, message| {

@@ -178,7 +178,7 @@ pub(super) fn header_value(cx: &mut Context<'_>, field: &'static str, text: &str
     HeaderValue::from_str(text).ok().or_else(|| cx.field(field, |cx| cx.refuse("has a character no header may have")))
 }
 
-#[allow(deprecated)] // Control planes still send the old forms.
+#[allow(deprecated, reason = "Control planes still send the old forms")]
 pub(super) fn header(cx: &mut Context<'_>, message: &route::HeaderMatcher) -> Option<HeaderMatcher> {
     use route::header_matcher::HeaderMatchSpecifier as Kind;
     let key = header_key(cx, "name", &message.name)?;
@@ -256,7 +256,7 @@ pub(super) enum Substituted {
     Json(JsonTemplate),
 }
 
-#[allow(deprecated)] // text_format is what most files still say.
+#[allow(deprecated, reason = "text_format is what most files still say")]
 pub(super) fn substituted(cx: &mut Context<'_>, message: &core::SubstitutionFormatString) -> Option<Substituted> {
     use core::substitution_format_string::Format;
     match &message.format {

@@ -1,3 +1,5 @@
+//! Ejections on a clock that the tests own.
+
 use hashbrown::HashSet;
 
 use super::*;
