@@ -120,7 +120,7 @@ fn port(mesh: &Mesh, to: &Workload, wanted: Option<u16>) -> Result<u16, Exit> {
     let http = ports.iter().find(|(_, spoken)| spoken.is_http() || *spoken == Protocol::Auto);
     let found = match wanted {
         Some(port) => ports.iter().find(|(number, _)| *number == port),
-        None => http.or(ports.first()),
+        None => http.or_else(|| ports.first()),
     };
     found.map(|(number, _)| *number).ok_or_else(|| {
         let known: Vec<String> = ports.iter().map(|(number, _)| number.to_string()).collect();

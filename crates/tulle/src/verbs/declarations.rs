@@ -44,11 +44,20 @@ impl Declarations {
             if let Some(fields) = document.as_object_mut() {
                 fields.remove("status");
             }
-            let options = ParseOptions { file: Some(object.origin.into()), ..ParseOptions::default() };
-            entries.extend(resources::parse(&document.to_string(), &options).entries);
+            let (file, line) = place(&object.origin);
+            // The object stands on the line where the user's file has it.
+            let text = "\n".repeat(line.saturating_sub(1)) + &document.to_string();
+            let options = ParseOptions { file: file.map(Into::into), ..ParseOptions::default() };
+            entries.extend(resources::parse(&text, &options).entries);
         }
         Ok(Mesh::compile(&entries).0)
     }
+}
+
+/// File and line of `shop.yaml:14`; a store's object has neither.
+fn place(origin: &str) -> (Option<&str>, usize) {
+    let split = origin.rsplit_once(':').and_then(|(file, line)| Some((file, line.parse().ok()?)));
+    split.map_or((None, 1), |(file, line): (&str, usize)| (Some(file), line.min(1 << 20)))
 }
 
 /// The one workload that a name means; of several equal instances the first.

@@ -116,11 +116,10 @@ fn called<'m>(mesh: &'m Mesh, from: &'m Workload, target: &Target) -> Result<(&'
     };
     let http: Vec<_> = service.ports.iter().filter(|port| port.protocol.is_http()).collect();
     let wanted = target.port.unwrap_or(80);
-    let found =
-        service.ports.iter().find(|port| port.number == wanted).or_else(|| match (target.port, http.as_slice()) {
-            (None, [only, ..]) => Some(*only),
-            _ => None,
-        });
+    let found = service.ports.iter().find(|port| port.number == wanted).or(match (target.port, http.as_slice()) {
+        (None, [only, ..]) => Some(*only),
+        _ => None,
+    });
     found.map(|port| (service, port.number, port.protocol)).ok_or_else(|| {
         let ports: Vec<String> = service.ports.iter().map(|port| port.number.to_string()).collect();
         let next = format!("its ports are {}", ports.join(", "));
