@@ -15,14 +15,13 @@ use proto::envoy::config::core::v3::{
 use proto::envoy::config::route::v3::{
     DirectResponseAction, RedirectAction, RetryPolicy,
     redirect_action::{PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier},
-    retry_policy::{RetryBackOff, RetryHostPredicate, RetryPriority, retry_host_predicate, retry_priority},
+    retry_policy::{RetryBackOff, RetryHostPredicate, retry_host_predicate},
     route_action::{HashPolicy, hash_policy},
 };
 use proto::envoy::extensions::filters::common::fault::v3::{FaultDelay, fault_delay::FaultDelaySecifier};
 use proto::envoy::extensions::filters::http::cors::v3::CorsPolicy;
 use proto::envoy::extensions::filters::http::fault::v3::{FaultAbort, HttpFault, fault_abort::ErrorType};
 use proto::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
-use proto::envoy::extensions::retry::priority::previous_priorities::v3::PreviousPrioritiesConfig;
 use proto::envoy::r#type::v3::{FractionalPercent, fractional_percent::DenominatorType};
 
 use super::{route_match, wire};
@@ -34,7 +33,8 @@ const DEFAULT_RETRIES: u32 = 2;
 /// How often another host is looked for before a tried one is taken again.
 const HOST_ATTEMPTS: i64 = 5;
 
-/// Retries of a rule, or of the mesh, or Istio's; `None` where they are switched off.
+/// Retries of a rule, or of the mesh, or Istio's; `None` where they are switched off. Localities have no priorities
+/// here, so every retry may go to any of them, whatever `retryRemoteLocalities` says.
 pub(crate) fn retries(rule: Option<&RetryRule>, mesh: Option<&RetryRule>) -> Option<RetryPolicy> {
     let Some(wanted) = rule.or(mesh) else {
         return Some(RetryPolicy {
@@ -59,7 +59,6 @@ pub(crate) fn retries(rule: Option<&RetryRule>, mesh: Option<&RetryRule>) -> Opt
             base_interval: wire::duration(base),
             max_interval: wire::duration(base.saturating_mul(10)),
         }),
-        retry_priority: (wanted.retry_remote_localities == Some(true)).then(previous_priorities),
         retry_host_predicate: if avoid { vec![previous_hosts()] } else { Vec::new() },
         host_selection_retry_max_attempts: if avoid { HOST_ATTEMPTS } else { 0 },
         ..RetryPolicy::default()
@@ -93,14 +92,6 @@ fn previous_hosts() -> RetryHostPredicate {
             &PreviousHostsPredicate {},
             &wire::FLAT,
         ))),
-    }
-}
-
-fn previous_priorities() -> RetryPriority {
-    let config = PreviousPrioritiesConfig { update_frequency: 2 };
-    RetryPriority {
-        name: "envoy.retry_priorities.previous_priorities".to_owned(),
-        config_type: Some(retry_priority::ConfigType::TypedConfig(wire::any(&config, &wire::FLAT))),
     }
 }
 
