@@ -81,9 +81,9 @@ fn run_inside(args: &Args) -> Result<bool> {
 /// Builds the `tulle` program in the profile of this one and tells where it is.
 pub(crate) fn build_tulle() -> Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo).args(["build", "--quiet", "--package", "tulle"]).status()?;
+    let status = Command::new(cargo).args(["build", "--quiet", "--workspace", "--bin", "tulle"]).status()?;
     if !status.success() {
-        bail!("`cargo build --package tulle` failed");
+        bail!("`cargo build --bin tulle` failed");
     }
     let own = std::env::current_exe()?;
     let path = own.parent().context("directory of this program")?.join("tulle");

@@ -1,3 +1,5 @@
+//! Messages from text and back, and the places of faults.
+
 use proptest::prelude::*;
 use prost::Message;
 use serde_json::json;

@@ -1,3 +1,5 @@
+//! The table and the walk over wire bytes.
+
 use proptest::prelude::*;
 use prost::Message;
 

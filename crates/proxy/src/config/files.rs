@@ -30,7 +30,7 @@ pub fn watch(bootstrap: &Bootstrap, outbox: &mpsc::Sender<Message>) {
     }
 }
 
-#[allow(deprecated)] // Old bootstraps name the path so, and Envoy still reads it.
+#[allow(deprecated, reason = "old bootstraps name the path so, and Envoy still reads it")]
 fn path_of(source: &ConfigSource) -> Option<PathBuf> {
     match source.config_source_specifier.as_ref()? {
         ConfigSourceSpecifier::Path(path) => Some(PathBuf::from(path)),

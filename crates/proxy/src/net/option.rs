@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd};
 ///
 /// # Errors
 /// What the system says: `EPERM` for options that need a capability, `ENOPROTOOPT` for unknown numbers.
-#[allow(unsafe_code)] // No safe crate sets an option whose level and name come from the configuration.
+#[allow(unsafe_code, reason = "no safe crate sets an option whose level and name come from the configuration")]
 pub fn set_int(socket: impl AsFd, level: i32, name: i32, value: i32) -> io::Result<()> {
     let length = libc::socklen_t::try_from(size_of::<i32>()).unwrap_or(4);
     // SAFETY: the descriptor is open while `socket` is borrowed, and the pointer and length describe `value`, which
@@ -21,7 +21,7 @@ pub fn set_int(socket: impl AsFd, level: i32, name: i32, value: i32) -> io::Resu
 ///
 /// # Errors
 /// As [`set_int`].
-#[allow(unsafe_code)] // As above.
+#[allow(unsafe_code, reason = "no safe crate sets an option whose level and name come from the configuration")]
 pub fn set_bytes(socket: impl AsFd, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
     let length = libc::socklen_t::try_from(value.len()).map_err(io::Error::other)?;
     // SAFETY: as above; `value` is borrowed for the whole call and `length` is its length.
