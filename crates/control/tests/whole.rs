@@ -252,7 +252,8 @@ async fn who_refuses_or_is_silent_is_named() {
     plane.synced("catalog-1.shop").await;
     silent.silent.store(true, std::sync::atomic::Ordering::Relaxed);
 
-    let wait = plane.apply(ROUTE_TO_CATALOG, Some(700)).await.unwrap().wait.unwrap();
+    // A silent proxy is held back for a second before its routes are sent all the same; wait for longer than that.
+    let wait = plane.apply(ROUTE_TO_CATALOG, Some(3000)).await.unwrap().wait.unwrap();
     assert_eq!(wait.acknowledged, 0);
     let reason = |name: &str| wait.missing.iter().find(|one| one.proxy.contains(name)).unwrap().reason.clone();
     assert_eq!(reason("web-1.shop"), "it did not answer yet");
