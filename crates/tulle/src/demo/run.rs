@@ -186,12 +186,18 @@ async fn live(world: &Rc<World>, start: Instant, args: &Args, global: &cli::Glob
     Ok(Exit::Done)
 }
 
-/// Returns when a process ended that should not have.
+/// Returns when a process ended that should not have. A mesh goes on without its control plane, so that is only said.
 async fn fallen(world: &Rc<World>) -> String {
+    let mut told = false;
     loop {
         tokio::time::sleep(Duration::from_millis(500)).await;
-        if let Some(fallen) = world.fallen().first() {
-            return fallen.clone();
+        let (control, others): (Vec<_>, Vec<_>) =
+            world.fallen().into_iter().partition(|fallen| fallen.starts_with("control "));
+        if let Some(fallen) = others.into_iter().next() {
+            return fallen;
+        }
+        if let Some(fallen) = control.first().filter(|_| !std::mem::replace(&mut told, true)) {
+            eprintln!("{fallen}: the mesh goes on with the configuration and the identities it has");
         }
     }
 }
