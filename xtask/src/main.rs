@@ -3,6 +3,7 @@
 mod cases;
 mod ci;
 mod corpus;
+mod cost;
 mod demo;
 mod deny;
 mod docs;
@@ -27,6 +28,7 @@ struct Cli {
 enum Task {
     Cases(cases::Args),
     Corpus(corpus::Args),
+    Cost(cost::Args),
     /// Check that each crate imports only what `layers.toml` lets it
     Layers,
     /// Check the rules of the repository that no other linter knows
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().task {
         Task::Cases(args) => cases::run(&args),
         Task::Corpus(args) => corpus::run(&args),
+        Task::Cost(args) => cost::run(&args),
         Task::Layers => layers::run(),
         Task::Tidy => tidy::run(),
         Task::Deny => deny::run(),

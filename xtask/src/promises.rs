@@ -60,7 +60,8 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     Ok(failed == 0)
 }
 
-fn build() -> Result<PathBuf> {
+/// Builds what users get.
+pub(crate) fn build() -> Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     if !Command::new(cargo).args(["build", "--quiet", "--release", "--package", "tulle"]).status()?.success() {
         bail!("`cargo build --release --package tulle` failed");

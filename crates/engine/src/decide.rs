@@ -104,10 +104,7 @@ impl Matched {
     /// The forwarding settings, if the route forwards.
     #[must_use]
     pub fn forward(&self) -> Option<&ForwardAction> {
-        match &self.route.action {
-            RouteAction::Forward(action) => Some(action),
-            _ => None,
-        }
+        self.route.forward()
     }
 }
 

@@ -28,6 +28,7 @@ pub mod endpoint;
 pub mod facts;
 pub mod fault;
 pub mod format;
+pub mod framing;
 pub mod http_manager;
 pub mod listener;
 pub mod matcher;

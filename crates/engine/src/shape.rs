@@ -80,9 +80,10 @@ pub fn auto_host<'e>(matched: &Matched, endpoint: &'e Endpoint) -> Option<&'e st
 }
 
 /// Applies a decision's changes to a response, an upstream's or one of the proxy's own: header changes of the route where
-/// they apply ([`Decision::shapes_response`]), CORS headers, and the cookie of the hash policy.
-pub fn response(decision: &Decision, values: &impl Values, headers: &mut HeaderMap) {
-    if let Some(matched) = decision.matched.as_ref().filter(|_| decision.shapes_response) {
+/// they apply ([`Decision::shapes_response`]), CORS headers, and the cookie of the hash policy. `matched` is the decision's
+/// own, or was.
+pub fn response(decision: &Decision, matched: Option<&Matched>, values: &impl Values, headers: &mut HeaderMap) {
+    if let Some(matched) = matched.filter(|_| decision.shapes_response) {
         for level in levels(matched) {
             for name in &level.response_remove {
                 headers.remove(name);

@@ -1,6 +1,6 @@
 //! The data plane: an Envoy-compatible proxy made of plain async functions, one worker per core.
 //!
-//! Read it in the order of a request: `door` (accept, detect), `tls`, `http` (the exchange), `upstream`
+//! Read it in the order of a request: `door` (accept, detect), `tls`, `http` (the exchange), `h1` (its HTTP/1), `upstream`
 //! (pick, reach), `report`.
 
 #![cfg_attr(
@@ -11,11 +11,13 @@
 pub mod admin;
 pub mod config;
 pub mod door;
+pub mod h1;
 pub mod house;
 pub mod http;
 pub mod net;
 pub mod process;
 pub mod report;
+pub mod settle;
 pub mod shared;
 pub mod tcp;
 pub mod tls;

@@ -200,6 +200,7 @@ struct Keeper {
 impl Keeper {
     async fn run(mut self, configuration: Configuration, admin: Admin) {
         let progress = configuration.progress.subscribe();
+        tokio::spawn(settle(progress.clone()));
         self.rooms.watch(progress);
         tokio::spawn(crate::upstream::sweep::run(Arc::clone(&self.shared)));
         tokio::spawn(Arc::clone(&self.shared.tower).keep());
@@ -239,6 +240,14 @@ impl Keeper {
                 _ = int.recv(), if signals => return tracing::info!(event = "stopping", signal = "SIGINT"),
             }
         }
+    }
+}
+
+/// Gives back what the start needed, once it is over.
+async fn settle(mut progress: watch::Receiver<Progress>) {
+    if progress.wait_for(|progress| progress.ready).await.is_ok() {
+        tokio::time::sleep(crate::settle::AFTER).await;
+        crate::settle::settle();
     }
 }
 

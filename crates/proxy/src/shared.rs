@@ -45,6 +45,11 @@ impl Shared {
         Moment::at(self.started.elapsed())
     }
 
+    /// A moment of the system's clock, as the engine counts it.
+    pub fn at(&self, instant: tokio::time::Instant) -> Moment {
+        Moment::at(instant.into_std().saturating_duration_since(self.started))
+    }
+
     /// A number for a new connection, unique in this process.
     pub fn connection_id(&self) -> u64 {
         self.connections.fetch_add(1, Ordering::Relaxed)

@@ -48,11 +48,16 @@ impl PolicyIndex {
         let names = peer.into_iter().flat_map(|peer| peer.uri_sans.iter().chain(&peer.dns_sans).chain([&peer.subject]));
         // A TLS client without a certificate has the empty name.
         let nameless = (subject.connection.tls && peer.is_none()).then_some("");
-        let mut lists: Vec<&[u32]> = vec![&self.rest];
         let keys = names.map(|name| &**name).chain(nameless);
-        lists.extend(keys.filter_map(|name| self.by_name.get(name)).map(Vec::as_slice));
+        let named = keys.filter_map(|name| self.by_name.get(name)).map(Vec::as_slice);
         let path = subject.request.map(|facts| facts.path_only());
-        lists.extend(path.and_then(|path| self.by_path.get(path)).map(Vec::as_slice));
+        let mut lists: Vec<&[u32]> =
+            named.chain(path.and_then(|path| self.by_path.get(path)).map(Vec::as_slice)).collect();
+        if lists.is_empty() {
+            let rest = self.rest.iter().filter_map(|at| policies.get(*at as usize));
+            return rest.into_iter().find(|policy| policy.matches(subject));
+        }
+        lists.push(&self.rest);
         loop {
             let heads = lists.iter().enumerate().filter_map(|(place, list)| list.first().map(|at| (place, *at)));
             let (place, at) = heads.min_by_key(|(_, at)| *at)?;

@@ -114,6 +114,17 @@ pub struct Route {
     pub metadata: Metadata,
 }
 
+impl Route {
+    /// The forwarding settings, if it forwards.
+    #[must_use]
+    pub fn forward(&self) -> Option<&ForwardAction> {
+        match &self.action {
+            RouteAction::Forward(action) => Some(action),
+            _ => None,
+        }
+    }
+}
+
 /// Settings of filters at one level (table, virtual host, route, weighted cluster), by the filter's name.
 #[derive(Debug, Clone, Default)]
 pub struct FilterOverrides(pub Vec<(Arc<str>, FilterOverride)>);

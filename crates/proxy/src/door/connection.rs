@@ -38,18 +38,28 @@ pub struct Connection {
 
 /// Serves an accepted socket until it ends.
 pub async fn serve(worker: &Rc<Worker>, listener: Arc<Listener>, socket: Socket) {
+    // The stages are on the heap one after the other: a connection holds no more than the one that it is in.
+    if let Some((connection, stream)) = Box::pin(establish(worker, listener, socket)).await {
+        hand_over(worker, connection, stream).await;
+    }
+}
+
+/// Detects, chooses the chain and ends TLS; `None`: the connection is refused, which is noted.
+async fn establish(worker: &Rc<Worker>, listener: Arc<Listener>, socket: Socket) -> Option<(Connection, Stream)> {
     let mut raw = Raw::new(socket);
     let Ends { remote, local } = ends(raw.socket());
     let mut found = Found::default();
     let listener = match admit(worker, listener, &mut raw, &mut found).await {
         Ok(listener) => listener,
         Err((listener, refusal)) => {
-            return tracing::debug!(listener = %listener.name, %remote, %refusal, "connection closed before its chain was known");
+            tracing::debug!(listener = %listener.name, %remote, %refusal, "connection closed before its chain was known");
+            return None;
         }
     };
     let mut facts = first_facts(worker, &found, remote, local);
     let Some(chain) = listener.chains.pick(&facts).cloned() else {
-        return no_chain(worker, &listener, facts);
+        no_chain(worker, &listener, facts);
+        return None;
     };
     let mut own_uri = None;
     let stream = match &chain.tls {
@@ -62,16 +72,20 @@ pub async fn serve(worker: &Rc<Worker>, listener: Arc<Listener>, socket: Socket)
                     own_uri = own;
                     stream
                 }
-                Err(failure) => return tls_failed(worker, &listener, &chain, &facts, &failure),
+                Err(failure) => {
+                    tls_failed(worker, &listener, &chain, &facts, &failure);
+                    return None;
+                }
             }
         }
     };
     if let Err(refusal) = tls_facts(&stream, &mut facts) {
-        return tls_failed(worker, &listener, &chain, &facts, &TlsFailure::Peer(refusal));
+        tls_failed(worker, &listener, &chain, &facts, &TlsFailure::Peer(refusal));
+        return None;
     }
     let drain = worker.drain_of(&listener, &chain);
     let downstream = Downstream { facts, listener: Arc::clone(&listener), chain: Some(Arc::clone(&chain)), own_uri };
-    hand_over(worker, Connection { listener, chain, downstream: Arc::new(downstream), drain }, stream).await;
+    Some((Connection { listener, chain, downstream: Arc::new(downstream), drain }, stream))
 }
 
 /// Runs the filters of the listener that accepted, and of the one that the original destination means.
@@ -246,8 +260,12 @@ async fn hand_over(worker: &Rc<Worker>, connection: Connection, stream: Stream) 
             }
             NetworkFilter::SniCluster => cluster = connection.downstream.facts.server_name.clone(),
             NetworkFilter::Extension(_) => {}
-            NetworkFilter::Http(manager) => return http::serve::run(worker, connection, manager, stream).await,
-            NetworkFilter::Tcp(tcp) => return tcp::proxy(worker, connection, tcp, cluster, said, stream).await,
+            NetworkFilter::Http(manager) => {
+                return Box::pin(http::serve::run(worker, connection, manager, stream)).await;
+            }
+            NetworkFilter::Tcp(tcp) => {
+                return Box::pin(tcp::proxy(worker, connection, tcp, cluster, said, stream)).await;
+            }
             NetworkFilter::DirectResponse(bytes) => return tcp::respond(bytes, stream).await,
         }
     }

@@ -222,8 +222,13 @@ fn hop_by_hop(version: Version, headers: &mut HeaderMap) -> Option<String> {
         }
         headers.remove(header::CONNECTION);
     }
-    for name in [header::UPGRADE, header::TRANSFER_ENCODING, KEEP_ALIVE, PROXY_CONNECTION, header::EXPECT] {
-        headers.remove(name);
+    const HOP: [HeaderName; 5] =
+        [header::UPGRADE, header::TRANSFER_ENCODING, KEEP_ALIVE, PROXY_CONNECTION, header::EXPECT];
+    // One look at the few names that there are costs less than a look-up for each that there might be.
+    if headers.keys().any(|name| HOP.contains(name)) {
+        for name in HOP {
+            headers.remove(name);
+        }
     }
     if let Some(te) = headers.get(header::TE) {
         let trailers = te.as_bytes().split(|b| *b == b',').any(|word| word.trim_ascii() == b"trailers");
@@ -289,6 +294,9 @@ fn append_forwarded_for(headers: &mut HeaderMap, peer: IpAddr) {
 fn sanitize(manager: &HttpManager, internal: bool, headers: &mut HeaderMap) {
     if internal {
         headers.insert(X_ENVOY_INTERNAL, HeaderValue::from_static("true"));
+        return;
+    }
+    if !headers.keys().any(|name| name.as_str().starts_with("x-envoy-")) {
         return;
     }
     headers.remove(X_ENVOY_INTERNAL);

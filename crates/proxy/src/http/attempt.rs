@@ -1,23 +1,31 @@
 //! Pick, reach, relay, settle: the attempts of one exchange.
 
+use std::cell::RefCell;
 use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use engine::circuit::{self, Resource};
+use engine::decide::Matched;
 use engine::reply::{Flags, LocalReply};
 use engine::retry::{self, Next, Retries, RetryPolicy, Why};
 use engine::routes::{ForwardAction, Priority};
 use engine::{Discovery, Endpoint, Forward, balance, outlier, shape};
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
-use hyper::body::Incoming;
-use tokio::time::{Instant, sleep, sleep_until};
+use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, Uri, Version};
+use tokio::time::{Instant, sleep};
 
+use super::alarm::Alarm;
 use super::arrive::Head;
-use super::body::{SharedSource, UpBody};
-use super::exchange::{Exchange, millis};
+use super::body::{Incoming, SharedSource, UpBody};
+use super::exchange::{Exchange, millis, number};
+use crate::h1;
+use crate::report::party::Own;
 use crate::upstream::failure::{Failure, Kind};
+use crate::upstream::pool::{H1, Stream as H2Stream};
 use crate::upstream::reach::{Via, Want, Way, reach};
 
 const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
@@ -31,7 +39,6 @@ pub struct Letter {
     pub(super) method: Method,
     pub(super) path: PathAndQuery,
     pub(super) authority: String,
-    pub(super) headers: HeaderMap,
     pub(super) scheme: &'static str,
     pub(super) upgrade: Option<String>,
     pub(super) retries: Retries,
@@ -56,6 +63,7 @@ pub struct Clock {
     pub(super) life: Option<Instant>,
     pub(super) arrival: Option<Instant>,
     pub(super) source: Option<SharedSource>,
+    pub(super) alarm: Rc<RefCell<Alarm>>,
 }
 
 impl Letter {
@@ -64,47 +72,32 @@ impl Letter {
     /// # Errors
     /// The answer when the result cannot be sent (a rewrite made an impossible path).
     pub(super) fn write(exchange: &mut Exchange, head: Head, forward: &Forward) -> Result<Self, LocalReply> {
-        let matched = exchange.record.matched.clone();
-        let policy = matched.as_ref().and_then(|m| m.forward()).and_then(|action| action.retry.clone());
-        let retries = Retries::new(policy.as_deref(), &exchange.facts(&head));
+        let action = exchange.record.matched.as_ref().and_then(|matched| matched.forward());
+        let policy = action.and_then(|action| action.retry.as_deref());
+        let per_try = policy.and_then(|policy| policy.per_try_timeout);
+        let retries = Retries::new(policy, &exchange.facts(&head));
+        let shaped = exchange.record.matched.as_ref().filter(|matched| shape::changes_request(matched)).cloned();
         let Head { method, scheme, upgrade, .. } = &head;
         let (method, scheme, upgrade) = (method.clone(), *scheme, upgrade.clone());
-        let shaped = match &matched {
-            Some(matched) if shape::changes_request(matched) => {
-                let mut shaped = shape::RequestHead {
-                    path: head.path.clone(),
-                    authority: head.authority.clone(),
-                    headers: head.headers.clone(),
-                };
-                exchange.record.request_headers.clone_from(&head.headers);
-                shape::request(matched, &exchange.facts(&head), &exchange.record, &mut shaped);
-                if shaped.path != head.path {
-                    exchange.record.path = Some(shaped.path.as_str().into());
-                }
-                if shaped.authority != head.authority {
-                    exchange.record.authority = Some(shaped.authority.as_str().into());
-                }
-                shaped
-            }
-            _ => shape::RequestHead { path: head.path, authority: head.authority, headers: head.headers },
+        let head = match shaped {
+            Some(matched) => rewrite(exchange, &matched, &head),
+            None => shape::RequestHead { path: head.path, authority: head.authority, headers: head.headers },
         };
+        let shape::RequestHead { path, authority, mut headers } = head;
         let impossible = |what| {
             let status = StatusCode::INTERNAL_SERVER_ERROR;
             LocalReply::error(status, "", what, Flags::NONE)
         };
-        let path = PathAndQuery::try_from(shaped.path).map_err(|_| impossible("path_rewrite_failed"))?;
-        let mut headers = shaped.headers;
-        let manager = &exchange.shared.manager;
-        if !manager.router.suppress_envoy_headers
+        let path = PathAndQuery::try_from(path).map_err(|_| impossible("path_rewrite_failed"))?;
+        if !exchange.shared.manager.router.suppress_envoy_headers
             && let Some(timeout) = forward.timeout
         {
-            let per_try = policy.as_ref().and_then(|policy| policy.per_try_timeout);
             let expected = per_try.map_or(timeout, |per_try| per_try.min(timeout));
-            headers.insert(EXPECTED_TIMEOUT, HeaderValue::from(millis(expected)));
+            headers.insert(EXPECTED_TIMEOUT, number(millis(expected)));
         }
-        // What is forwarded is what logs and response formatters read.
-        exchange.record.request_headers.clone_from(&headers);
-        Ok(Self { method, path, authority: shaped.authority, headers, scheme, upgrade, retries })
+        // What is forwarded is what logs and response formatters read: there is one copy of it.
+        exchange.record.request_headers = headers;
+        Ok(Self { method, path, authority, scheme, upgrade, retries })
     }
 
     /// The same head for a copy.
@@ -113,57 +106,98 @@ impl Letter {
             method: self.method.clone(),
             path: self.path.clone(),
             authority: self.authority.clone(),
-            headers: self.headers.clone(),
             scheme: self.scheme,
             upgrade: None,
             retries: self.retries.clone(),
         }
     }
 
-    /// The request of one attempt.
-    pub(super) fn request(
-        &self,
-        way: &Way,
-        host: Option<&str>,
-        attempt: Option<u32>,
-        body: UpBody,
-    ) -> Option<Request<UpBody>> {
-        let host = host.unwrap_or(&self.authority);
-        let mut request = Request::new(body);
-        *request.method_mut() = self.method.clone();
-        *request.headers_mut() = self.headers.clone();
+    /// Sends it with its headers once and waits for the head of the answer. `host` replaces the authority, `own` tells the endpoint who this
+    /// workload is. `None`: it cannot be said in the endpoint's version of HTTP.
+    pub(super) async fn send(&self, headers: &HeaderMap, way: &Way, more: More<'_>, body: UpBody) -> Option<Sent> {
         match &way.via {
-            Via::H1(_) => {
-                let host = HeaderValue::try_from(host).ok()?;
-                request.headers_mut().insert(header::HOST, host);
-                *request.uri_mut() = Uri::from(self.path.clone());
-                if let Some(upgrade) = &self.upgrade {
-                    request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-                    request.headers_mut().insert(header::UPGRADE, HeaderValue::try_from(upgrade.as_str()).ok()?);
-                }
-            }
-            Via::H2(_) => {
-                *request.version_mut() = Version::HTTP_2;
-                let mut parts = http::uri::Parts::default();
-                parts.scheme = Some(if self.scheme == "https" { Scheme::HTTPS } else { Scheme::HTTP });
-                parts.authority = Some(Authority::try_from(host).ok()?);
-                parts.path_and_query = Some(self.path.clone());
-                *request.uri_mut() = Uri::from_parts(parts).ok()?;
+            Via::H1(h1) => Some(self.send_h1(h1, headers, more, body).await),
+            Via::H2(stream) => {
+                let request = self.request(headers, more, body)?;
+                Some(send_h2(stream, request).await)
             }
         }
-        if let Some(attempt) = attempt {
-            request.headers_mut().insert(ATTEMPT_COUNT, HeaderValue::from(attempt));
+    }
+
+    async fn send_h1(&self, h1: &H1, headers: &HeaderMap, more: More<'_>, body: UpBody) -> Sent {
+        let attempt = more.attempt.map(|attempt| (ATTEMPT_COUNT, number(u64::from(attempt))));
+        let replacing: Vec<_> = attempt.into_iter().chain(more.own.into_iter().flat_map(Own::introduction)).collect();
+        let head = h1::client::Outgoing {
+            method: &self.method,
+            target: self.path.as_str(),
+            host: more.host.unwrap_or(&self.authority),
+            headers,
+            more: &replacing,
+            upgrade: self.upgrade.as_deref(),
+        };
+        match h1.client.send(head, body).await {
+            Ok(response) => Sent::Answered(response.map(Incoming::Response)),
+            Err(h1::client::Unanswered { unsent: true, .. }) => Sent::Returned(None),
+            Err(h1::client::Unanswered { fault, .. }) => Sent::Failed(failure_of_h1(fault)),
+        }
+    }
+
+    /// The request over HTTP/2.
+    fn request(&self, headers: &HeaderMap, more: More<'_>, body: UpBody) -> Option<Request<UpBody>> {
+        let mut request = Request::new(body);
+        *request.method_mut() = self.method.clone();
+        *request.headers_mut() = headers.clone();
+        *request.version_mut() = Version::HTTP_2;
+        let mut parts = http::uri::Parts::default();
+        parts.scheme = Some(if self.scheme == "https" { Scheme::HTTPS } else { Scheme::HTTP });
+        parts.authority = Some(Authority::try_from(more.host.unwrap_or(&self.authority)).ok()?);
+        parts.path_and_query = Some(self.path.clone());
+        *request.uri_mut() = Uri::from_parts(parts).ok()?;
+        if let Some(attempt) = more.attempt {
+            request.headers_mut().insert(ATTEMPT_COUNT, number(u64::from(attempt)));
+        }
+        if let Some(own) = more.own {
+            own.introduce(request.headers_mut());
         }
         Some(request)
     }
 }
 
+/// What one attempt says beyond the letter.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct More<'a> {
+    /// The endpoint's own name, in place of the authority.
+    host: Option<&'a str>,
+    /// Which attempt it is.
+    attempt: Option<u32>,
+    /// Who this workload is, for mesh peers.
+    own: Option<&'a Own>,
+}
+
+/// Applies the changes of a route to a head; the record keeps both ends of them.
+fn rewrite(exchange: &mut Exchange, matched: &Matched, head: &Head) -> shape::RequestHead {
+    let mut shaped = shape::RequestHead {
+        path: head.path.clone(),
+        authority: head.authority.clone(),
+        headers: head.headers.clone(),
+    };
+    exchange.record.request_headers.clone_from(&head.headers);
+    shape::request(matched, &exchange.facts(head), &exchange.record, &mut shaped);
+    if shaped.path != head.path {
+        exchange.record.path = Some(shaped.path.as_str().into());
+    }
+    if shaped.authority != head.authority {
+        exchange.record.authority = Some(shaped.authority.as_str().into());
+    }
+    shaped
+}
+
 impl Exchange {
     /// Tries until an answer can be passed on or there is nothing left to try.
     pub(super) async fn attempts(&mut self, forward: &Forward, letter: &Letter) -> Result<Answer, Failure> {
-        let matched = self.record.matched.clone();
-        let action = matched.as_ref().and_then(|matched| matched.forward());
-        let policy = action.and_then(|action| action.retry.clone());
+        let route = self.record.matched.as_ref().map(|matched| Arc::clone(&matched.route));
+        let action = route.as_ref().and_then(|route| route.forward());
+        let policy = action.and_then(|action| action.retry.as_deref());
         let priority = action.map_or(Priority::Default, |action| action.priority);
         let mut retries = letter.retries.clone();
         let clock = self.clock(forward);
@@ -177,13 +211,13 @@ impl Exchange {
             if self.slot.is_none() {
                 return Err(Kind::Overflow.into());
             }
-            let endpoint = self.pick(forward, policy.as_deref(), &tried).ok_or(Kind::NoHealthyUpstream)?;
+            let endpoint = self.pick(forward, policy, &tried).ok_or(Kind::NoHealthyUpstream)?;
             self.busy = None;
             self.occupy(&endpoint);
             let result = self.attempt(forward, action, &endpoint, letter, &clock, retries.attempts()).await;
             drop(retry_slot.take());
             self.feed_outlier(forward, &endpoint, &result);
-            let Some(policy) = &policy else { return result };
+            let Some(policy) = policy else { return result };
             let may_send_again = self.source.as_ref().is_none_or(|source| source.borrow().replayable());
             let next = if may_send_again {
                 self.settle(policy, &mut retries, &result)
@@ -207,7 +241,8 @@ impl Exchange {
             drop(result);
             self.shared.worker.tally.cluster(&forward.cluster).upstream_rq_retry.inc();
             tried.push(endpoint);
-            limited(sleep(after), None, &clock).await?;
+            limited(sleep(after), Limits { per_try: None, idle: None }, &clock).await?;
+            self.now = Instant::now();
         }
     }
 
@@ -226,7 +261,7 @@ impl Exchange {
             avoid_attempts: avoid.map_or(0, |policy| policy.host_attempts),
         };
         let worker = &self.shared.worker;
-        cluster.balancer.pick(request, worker.shared.now(), &mut worker.dice.borrow_mut())
+        cluster.balancer.pick(request, worker.shared.at(self.now), &mut worker.dice.borrow_mut())
     }
 
     async fn attempt(
@@ -239,9 +274,9 @@ impl Exchange {
         number: u32,
     ) -> Result<Answer, Failure> {
         let per_try = action.and_then(|action| action.retry.as_ref()).and_then(|policy| policy.per_try_timeout);
-        let matched = self.record.matched.clone();
-        let host = matched.as_ref().and_then(|matched| shape::auto_host(matched, endpoint));
-        let count = matched.as_ref().is_some_and(|matched| matched.host.attempt_count_in_request).then_some(number);
+        let matched = self.record.matched.as_ref();
+        let host = matched.and_then(|matched| shape::auto_host(matched, endpoint));
+        let count = matched.is_some_and(|matched| matched.host.attempt_count_in_request).then_some(number);
         let mut body = self.source.as_ref().map_or(UpBody::Empty, UpBody::attempt);
         let worker = self.shared.worker.clone();
         let mut want = Want {
@@ -253,25 +288,27 @@ impl Exchange {
             fresh: false,
             upgrade: letter.upgrade.is_some(),
         };
-        let began = Instant::now();
-        let deadline = per_try.map(|limit| began + limit);
+        let began = self.now;
+        let limits =
+            Limits { per_try: per_try.map(|limit| began + limit), idle: clock.idle.map(|limit| began + limit) };
         for _ in 0..UNSENT_TRIES {
-            let mut way = limited(reach(&worker, want), deadline, clock).await??;
+            let way = limited(reach(&worker, want), limits, clock).await??;
             self.note_link(&way);
-            let Some(mut request) = letter.request(&way, host, count, body) else { return Err(Kind::Protocol.into()) };
-            if way.via.link().mtls {
-                // Only a mesh peer is told who this workload is.
-                worker.tally.tower().own.introduce(request.headers_mut());
-            }
-            match limited(send(&mut way, request), deadline, clock).await? {
+            // Only a mesh peer is told who this workload is.
+            let own = way.via.link().mtls.then(|| &worker.tally.tower().own);
+            let sending = letter.send(&self.record.request_headers, &way, More { host, attempt: count, own }, body);
+            let Some(sent) = limited(sending, limits, clock).await? else { return Err(Kind::Protocol.into()) };
+            self.now = Instant::now();
+            match sent {
                 Sent::Answered(response) => {
                     let record = &mut self.record;
-                    record.response_begun = Some(self.began.elapsed());
-                    record.upstream.service_time = Some(began.elapsed());
+                    record.response_begun = Some(self.now.duration_since(self.began));
+                    record.upstream.service_time = Some(self.now.duration_since(began));
                     return Ok(Answer { response, way, clock: clock.clone() });
                 }
-                Sent::Returned(request) if way.reused => {
-                    body = request.into_body();
+                Sent::Returned(returned) if way.reused && (returned.is_some() || self.is_whole()) => {
+                    let again = || self.source.as_ref().map_or(UpBody::Empty, UpBody::attempt);
+                    body = returned.unwrap_or_else(again);
                     want.fresh = true;
                 }
                 Sent::Returned(_) => return Err(Kind::Termination.into()),
@@ -291,13 +328,17 @@ impl Exchange {
     /// Whether a kept connection failed in the way of one that the server had just closed, and the request may be sent
     /// anew: refused unseen, or of a kind that may be repeated (RFC 9110 section 9.2.2).
     fn is_stale(&self, failure: &Failure, method: &Method) -> bool {
-        let whole = self.source.as_ref().is_none_or(|source| source.borrow().replayable());
         let harmless = match failure.kind {
             Kind::RefusedStream => true,
             Kind::Termination => method.is_idempotent(),
             _ => false,
         };
-        whole && harmless
+        self.is_whole() && harmless
+    }
+
+    /// Whether the request can be sent from its start.
+    fn is_whole(&self) -> bool {
+        self.source.as_ref().is_none_or(|source| source.borrow().replayable())
     }
 
     fn note_link(&mut self, way: &Way) {
@@ -330,7 +371,7 @@ impl Exchange {
         let worker = &self.shared.worker;
         let mut dice = worker.dice.borrow_mut();
         let cluster = &forward.cluster;
-        let event = cluster.state.monitor.record(cluster, endpoint, report, worker.shared.now(), &mut dice);
+        let event = cluster.state.monitor.record(cluster, endpoint, report, worker.shared.at(self.now), &mut dice);
         if let Some(event) = event {
             drop(dice);
             worker.tally.outlier(cluster, &event);
@@ -366,25 +407,26 @@ impl Exchange {
 pub(super) enum Sent {
     /// The answer's head is there.
     Answered(Response<Incoming>),
-    /// Not a byte of it went out; here it is back.
-    Returned(Box<Request<UpBody>>),
+    /// Not a byte of it went out; its body, where that is untouched.
+    Returned(Option<UpBody>),
     /// It failed.
     Failed(Failure),
 }
 
-/// Sends a request and waits for the head of the answer.
-pub(super) async fn send(way: &mut Way, request: Request<UpBody>) -> Sent {
-    let sent = match &mut way.via {
-        Via::H1(h1) => h1.sender.try_send_request(request).await,
-        Via::H2(stream) => stream.sender().try_send_request(request).await,
-    };
-    match sent {
-        Ok(response) => Sent::Answered(response),
+async fn send_h2(stream: &H2Stream, request: Request<UpBody>) -> Sent {
+    match stream.sender().try_send_request(request).await {
+        Ok(response) => Sent::Answered(response.map(Incoming::Http2)),
         Err(mut error) => match error.take_message() {
-            Some(request) => Sent::Returned(Box::new(request)),
+            Some(request) => Sent::Returned(Some(request.into_body())),
             None => Sent::Failed(failure_of(error.error())),
         },
     }
+}
+
+/// What a fault of an HTTP/1 connection means.
+fn failure_of_h1(fault: h1::Fault) -> Failure {
+    let kind = if matches!(fault, h1::Fault::Malformed(_)) { Kind::Protocol } else { Kind::Termination };
+    Failure { kind, transport: Some(fault.to_string().into()) }
 }
 
 /// What hyper's error means.
@@ -404,36 +446,37 @@ fn failure_of(error: &hyper::Error) -> Failure {
     Failure { kind, transport: Some(error.to_string().into()) }
 }
 
+/// The limits of one attempt.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    per_try: Option<Instant>,
+    idle: Option<Instant>,
+}
+
 /// Runs a step of an attempt under the limits of the attempt and of the whole exchange.
-async fn limited<F: Future>(step: F, per_try: Option<Instant>, clock: &Clock) -> Result<F::Output, Kind> {
-    tokio::select! {
-        biased;
-        output = step => Ok(output),
-        kind = clock.out(per_try) => Err(kind),
-    }
+async fn limited<F: Future>(step: F, limits: Limits, clock: &Clock) -> Result<F::Output, Kind> {
+    let mut step = pin!(step);
+    poll_fn(|cx| match step.as_mut().poll(cx) {
+        Poll::Ready(output) => Poll::Ready(Ok(output)),
+        Poll::Pending => clock.poll_out(limits, cx).map(Err),
+    })
+    .await
 }
 
 impl Clock {
-    /// Ends when the first of the limits is reached, and says which.
-    async fn out(&self, per_try: Option<Instant>) -> Kind {
-        let idle = self.idle.map(|idle| Instant::now() + idle);
-        if self.source.as_ref().is_some_and(|source| source.borrow().ended().is_none()) {
-            let waits = [(per_try, Kind::PerTryTimeout), (self.life, Kind::Timeout), (self.arrival, Kind::Timeout)];
-            let first = waits.into_iter().filter_map(|(at, kind)| at.map(|at| (at, kind))).min_by_key(|(at, _)| *at);
-            tokio::select! {
-                () = self.request_ended() => {}
-                kind = expire(first) => return kind,
-            }
-        }
-        let timeout = self.timeout_at();
-        let waits = [
-            (timeout, Kind::Timeout),
-            (per_try, Kind::PerTryTimeout),
-            (self.life, Kind::Timeout),
-            (idle, Kind::Timeout),
-        ];
-        let first = waits.into_iter().filter_map(|(at, kind)| at.map(|at| (at, kind))).min_by_key(|(at, _)| *at);
-        expire(first).await
+    /// Ready when the first of the limits is reached, and says which.
+    fn poll_out(&self, limits: Limits, cx: &mut Context<'_>) -> Poll<Kind> {
+        let arriving = self.source.as_ref().is_some_and(|source| source.borrow_mut().poll_ended(cx).is_pending());
+        let life = (self.life, Kind::Timeout);
+        let per_try = (limits.per_try, Kind::PerTryTimeout);
+        let first = if arriving {
+            earliest([per_try, life, (self.arrival, Kind::Timeout), (None, Kind::Timeout)])
+        } else {
+            earliest([(self.timeout_at(), Kind::Timeout), per_try, life, (limits.idle, Kind::Timeout)])
+        };
+        let Some((at, kind)) = first else { return Poll::Pending };
+        ready!(self.alarm.borrow_mut().poll(at, cx));
+        Poll::Ready(kind)
     }
 
     /// When the route's limit is reached; `None` while the request is still arriving.
@@ -444,19 +487,9 @@ impl Clock {
             Some(source) => source.borrow().ended().map(|ended| ended + timeout),
         }
     }
-
-    async fn request_ended(&self) {
-        let Some(source) = &self.source else { return };
-        poll_fn(|cx| source.borrow_mut().poll_ended(cx)).await;
-    }
 }
 
-async fn expire(first: Option<(Instant, Kind)>) -> Kind {
-    match first {
-        Some((at, kind)) => {
-            sleep_until(at).await;
-            kind
-        }
-        None => std::future::pending().await,
-    }
+/// The first of some moments that are set; of equals, the first named.
+fn earliest(moments: [(Option<Instant>, Kind); 4]) -> Option<(Instant, Kind)> {
+    moments.into_iter().filter_map(|(at, kind)| at.map(|at| (at, kind))).min_by_key(|(at, _)| *at)
 }

@@ -8,8 +8,9 @@ use std::task::{Context, Poll, Waker, ready};
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::time::Instant;
+
+use crate::h1;
 
 /// Why a body ended before its end.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +18,9 @@ pub enum BodyError {
     /// The peer broke off.
     #[error("{0}")]
     Peer(#[from] hyper::Error),
+    /// The peer broke off, over HTTP/1.
+    #[error("{0}")]
+    Http1(#[from] h1::Fault),
     /// A newer attempt took the body over.
     #[error("superseded by a newer attempt")]
     Superseded,
@@ -29,6 +33,55 @@ pub enum BodyError {
     /// Nothing moved for too long.
     #[error("idle for too long")]
     Idle,
+}
+
+/// A body as it comes from a peer.
+#[derive(Debug)]
+pub enum Incoming {
+    /// Over HTTP/2.
+    Http2(hyper::body::Incoming),
+    /// A request's, over HTTP/1.
+    Request(h1::server::Body),
+    /// An answer's, over HTTP/1.
+    Response(h1::client::Body),
+}
+
+impl Incoming {
+    /// Goes on sending the request's body, where this answer's cannot be passed on at the moment.
+    pub fn drive_upload(&self, cx: &mut Context<'_>) {
+        if let Self::Response(body) = self {
+            body.drive_upload(cx);
+        }
+    }
+}
+
+impl Body for Incoming {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.get_mut() {
+            Self::Http2(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::from),
+            Self::Request(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::from),
+            Self::Response(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::from),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Http2(body) => body.is_end_stream(),
+            Self::Request(body) => body.is_end_stream(),
+            Self::Response(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Http2(body) => body.size_hint(),
+            Self::Request(body) => body.size_hint(),
+            Self::Response(body) => body.size_hint(),
+        }
+    }
 }
 
 /// A request's body, shared by the attempts that send it: what was read is remembered up to a limit, so that another
@@ -152,7 +205,7 @@ impl Source {
                 self.broken = true;
                 self.incoming = None;
                 self.end_wakers.drain(..).for_each(Waker::wake);
-                Poll::Ready(Some(Err(error.into())))
+                Poll::Ready(Some(Err(error)))
             }
             Some(Ok(frame)) => {
                 self.remember(&frame);

@@ -1,5 +1,6 @@
 //! The life of one request, read downward: facts, guard, steer, shape, pick, reach, relay, settle, report.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,15 +10,16 @@ use engine::circuit::Slot;
 use engine::facts::Protocol;
 use engine::reply::{Flags, LocalReply};
 use engine::{Decision, Endpoint, Facts, Forward, Outcome, Plan};
-use http::{Request, Response, Version};
-use hyper::body::{Body, Incoming};
+use http::{HeaderValue, Request, Response, Version};
+use http_body::Body as _;
 use tokio::time::{Instant, sleep};
 
 use super::arrive::{self, Head};
 use super::attempt::{Clock, Letter};
-use super::body::{SharedSource, Source};
+use super::body::{Incoming, SharedSource, Source};
 use super::respond::DownBody;
 use super::serve::HttpConnection;
+use super::tunnel::Side;
 use crate::report::record::{Kind, PeerMetadata, Record};
 use crate::upstream::failure::Failure;
 
@@ -33,17 +35,22 @@ pub struct Exchange {
     pub source: Option<SharedSource>,
     /// Monotonic clock at its begin.
     pub began: Instant,
+    /// Monotonic clock when it last went on after a wait: looking at the clock is not free.
+    pub now: Instant,
     /// The request's place in the cluster's circuit limits.
     pub slot: Option<Slot>,
     /// The endpoint that works on it.
     pub busy: Option<Busy>,
 }
 
-/// Serves one request.
-pub async fn exchange(shared: &Rc<HttpConnection>, request: Request<Incoming>) -> Response<DownBody> {
+/// Serves one request. `upgrade` is the client's end of a tunnel, should one come of it.
+pub async fn exchange(
+    shared: &Rc<HttpConnection>,
+    request: Request<Incoming>,
+    upgrade: Option<Side>,
+) -> Response<DownBody> {
     let mut exchange = Exchange::begin(shared, &request);
-    let (mut parts, incoming) = request.into_parts();
-    let upgrade = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
+    let (parts, incoming) = request.into_parts();
 
     let canonical = arrive::canonical(&shared.manager, &shared.downstream, parts, &mut shared.worker.dice.borrow_mut());
     let mut head = match canonical {
@@ -56,6 +63,7 @@ pub async fn exchange(shared: &Rc<HttpConnection>, request: Request<Incoming>) -
     exchange.decide(&plan, &head);
     if let Some(delay) = exchange.decision.as_ref().and_then(|decision| decision.delay) {
         sleep(delay).await;
+        exchange.now = Instant::now();
     }
     let forward = match exchange.outcome() {
         Outcome::Forward(forward) => forward,
@@ -95,6 +103,7 @@ impl Exchange {
             decision: None,
             source: None,
             began,
+            now: began,
             slot: None,
             busy: None,
         })
@@ -130,7 +139,7 @@ impl Exchange {
         let worker = Rc::clone(&self.shared.worker);
         let facts = self.facts(head);
         let grpc = facts.is_grpc();
-        let now = worker.shared.now();
+        let now = worker.shared.at(self.now);
         let mut decision = engine::decide(plan, &self.shared.manager, &facts, now, &mut worker.dice.borrow_mut());
         let record = &mut self.record;
         record.grpc = grpc;
@@ -140,9 +149,7 @@ impl Exchange {
         record.authority = Some(head.authority.as_str().into());
         record.flags = decision.flags;
         record.rbac = std::mem::take(&mut decision.rbac);
-        if let Some(matched) = &decision.matched {
-            record.matched = Some(matched.clone());
-        }
+        record.matched = decision.matched.take();
         self.decision = Some(decision);
     }
 
@@ -156,7 +163,7 @@ impl Exchange {
     fn take_body(&mut self, incoming: Incoming, forward: &Forward) {
         self.record.upstream.cluster = Some(Arc::clone(&forward.cluster));
         if incoming.is_end_stream() {
-            self.record.request_complete = Some(self.began.elapsed());
+            self.record.request_complete = Some(self.now.duration_since(self.began));
             return;
         }
         let matched = self.record.matched.as_ref();
@@ -176,7 +183,10 @@ impl Exchange {
         let idle = forward.idle_timeout;
         let life = forward.max_stream_duration.map(|limit| self.began + limit);
         let arrival = self.shared.manager.request_timeout.map(|limit| self.began + limit);
-        Clock { started: Instant::now(), timeout: forward.timeout, idle, life, arrival, source: self.source.clone() }
+        // Streams of HTTP/2 run at the same time; requests of HTTP/1 follow each other and share one timer.
+        let alarm = if self.shared.h2 { Rc::default() } else { Rc::clone(&self.shared.alarm) };
+        let (started, timeout, source) = (self.now, forward.timeout, self.source.clone());
+        Clock { started, timeout, idle, life, arrival, source, alarm }
     }
 
     /// Where the request goes, with its head as the upstream gets it.
@@ -227,7 +237,8 @@ impl Drop for Exchange {
             let ended = source.ended();
             record.request_complete = ended.map(|at| at.duration_since(self.began));
         }
-        record.duration = self.began.elapsed();
+        let now = Instant::now();
+        record.duration = now.duration_since(self.began);
         if !record.complete {
             record.flags = record.flags.with(Flags::DOWNSTREAM_CONNECTION_TERMINATION);
             record.details.get_or_insert_with(|| Arc::from("downstream_remote_disconnect"));
@@ -235,16 +246,34 @@ impl Drop for Exchange {
         let shared = &self.shared;
         shared.active.set(shared.active.get().saturating_sub(1));
         shared.served.set(shared.served.get().saturating_add(1));
-        shared.quiet_since.set(Instant::now());
+        shared.quiet_since.set(now);
         shared.reads_when_quiet.set(shared.reads.load(Ordering::Relaxed));
         if let Some(cells) = shared.site.as_ref().and_then(|site| site.http.as_ref()) {
             cells.downstream_rq_active.dec();
         }
         shared.worker.tally.finish(&shared.worker.shared.plan.load(), record);
+        crate::h1::recycle(std::mem::take(&mut record.request_headers));
     }
 }
 
 /// Milliseconds for headers, as Envoy rounds them: down.
 pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A number as the value of a header. The same few are written again and again.
+pub(super) fn number(number: u64) -> HeaderValue {
+    const SMALL: [&str; 10] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
+    thread_local! {
+        static LAST: RefCell<(u64, HeaderValue)> = const { RefCell::new((0, HeaderValue::from_static("0"))) };
+    }
+    if let Some(text) = usize::try_from(number).ok().and_then(|number| SMALL.get(number)) {
+        return HeaderValue::from_static(text);
+    }
+    LAST.with_borrow_mut(|last| {
+        if last.0 != number {
+            *last = (number, HeaderValue::from(number));
+        }
+        last.1.clone()
+    })
 }

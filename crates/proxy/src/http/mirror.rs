@@ -8,11 +8,12 @@ use std::time::Duration;
 use engine::decide::Mirror;
 use engine::routes::Priority;
 use engine::{Cluster, Forward, balance};
+use http::HeaderMap;
+use http_body::Body as _;
 use http_body_util::BodyExt;
-use hyper::body::Body;
 use tokio::time::timeout;
 
-use super::attempt::{Letter, Sent, send};
+use super::attempt::{Letter, More, Sent};
 use super::body::{SharedSource, UpBody};
 use super::exchange::Exchange;
 use crate::upstream::reach::{Want, reach};
@@ -34,6 +35,7 @@ impl Exchange {
             }
             let copy = Copy {
                 worker: Rc::clone(&self.shared.worker),
+                headers: self.record.request_headers.clone(),
                 cluster: Arc::clone(cluster),
                 letter,
                 hash: forward.hash,
@@ -60,6 +62,7 @@ struct Copy {
     worker: Rc<Worker>,
     cluster: Arc<Cluster>,
     letter: Letter,
+    headers: HeaderMap,
     hash: Option<u64>,
     source: Option<SharedSource>,
     h2: bool,
@@ -89,9 +92,9 @@ impl Copy {
             fresh: false,
             upgrade: false,
         };
-        let Ok(mut way) = reach(&self.worker, want).await else { return };
-        let Some(request) = self.letter.request(&way, None, None, body) else { return };
-        let Sent::Answered(response) = send(&mut way, request).await else { return };
+        let Ok(way) = reach(&self.worker, want).await else { return };
+        let sending = self.letter.send(&self.headers, &way, More::default(), body);
+        let Some(Sent::Answered(response)) = sending.await else { return };
         let mut body = response.into_body();
         while let Some(Ok(_)) = body.frame().await {}
         if body.is_end_stream() {

@@ -1,5 +1,6 @@
 //! HTTP: one connection's server side ([`serve`]), and the life of each request ([`exchange`]).
 
+pub mod alarm;
 pub mod arrive;
 pub mod attempt;
 pub mod body;

@@ -1,6 +1,5 @@
 //! The answer on its way to the client: its head shaped, its body counted and kept within the exchange's limits.
 
-use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -11,15 +10,13 @@ use engine::reply::Flags;
 use engine::shape;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
 
 use super::arrive::X_REQUEST_ID;
 use super::attempt::{Answer, Clock};
-use super::body::BodyError;
-use super::exchange::{Exchange, millis};
-use super::tunnel;
+use super::body::{BodyError, Incoming};
+use super::exchange::{Exchange, millis, number};
+use super::tunnel::{self, Side};
 use crate::report::record::PeerMetadata;
 use crate::upstream::reach::{Via, Way};
 
@@ -47,22 +44,24 @@ struct Coming {
     body: Incoming,
     way: Option<Way>,
     clock: Clock,
+    /// Something is waited for.
+    waited: bool,
+    /// Since when.
     last: Instant,
-    timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl Exchange {
     /// Passes the upstream's answer on.
-    pub(super) fn respond(mut self: Box<Self>, answer: Answer, upgrade: Option<OnUpgrade>) -> Response<DownBody> {
+    pub(super) fn respond(mut self: Box<Self>, answer: Answer, upgrade: Option<Side>) -> Response<DownBody> {
         let Answer { response, way, clock } = answer;
         let (mut parts, body) = response.into_parts();
         if let Some(source) = &self.source {
             // No further attempt will be made: what is still to come needs not be remembered.
             source.borrow_mut().forget();
         }
-        let tunnel = tunnel::begin(&mut parts, upgrade);
+        let tunnel = tunnel::begin(&mut parts, &way, upgrade);
         self.record.status = Some(parts.status);
-        self.record.details = Some(Arc::from("via_upstream"));
+        self.record.details = Some(via_upstream());
         self.record.upstream.peer = PeerMetadata::take(&mut parts.headers, &PeerMetadata::default());
         hop_by_hop(&mut parts.headers, tunnel.is_some());
         self.decorate(&mut parts.headers, true);
@@ -70,9 +69,9 @@ impl Exchange {
         parts.extensions.clear();
         parts.version = http::Version::default();
         if let Some(tunnel) = tunnel {
-            return tunnel::run(self, parts, tunnel, &clock);
+            return tunnel::run(self, parts, tunnel, way, &clock);
         }
-        let coming = Coming { body, way: Some(way), clock, last: Instant::now(), timer: None };
+        let coming = Coming { body, way: Some(way), clock, last: self.now, waited: false };
         let mut body = DownBody { from: From::Upstream(Box::new(coming)), exchange: Some(self) };
         if body.is_end_stream() {
             body.end();
@@ -86,14 +85,14 @@ impl Exchange {
         let manager = &shared.manager;
         if forwarded && !manager.router.suppress_envoy_headers {
             let time = self.record.upstream.service_time.map_or(0, millis);
-            headers.insert(UPSTREAM_SERVICE_TIME, HeaderValue::from(time));
+            headers.insert(UPSTREAM_SERVICE_TIME, number(time));
         }
         let matched = self.record.matched.as_ref();
         if forwarded && matched.is_some_and(|matched| matched.host.attempt_count_in_response) {
-            headers.insert(ATTEMPT_COUNT, HeaderValue::from(self.record.upstream.attempts));
+            headers.insert(ATTEMPT_COUNT, number(u64::from(self.record.upstream.attempts)));
         }
         if let Some(decision) = &self.decision {
-            shape::response(decision, &self.record, headers);
+            shape::response(decision, matched, &self.record, headers);
         }
         if manager.request_id_in_response
             && let Some(id) = self.record.request_headers.get(X_REQUEST_ID)
@@ -152,8 +151,22 @@ fn grpc_status(headers: &HeaderMap) -> Option<u16> {
     headers.get(GRPC_STATUS)?.to_str().ok()?.trim().parse().ok()
 }
 
+/// `via_upstream`, of which a worker has one.
+fn via_upstream() -> Arc<str> {
+    thread_local! {
+        static DETAILS: Arc<str> = Arc::from("via_upstream");
+    }
+    DETAILS.with(Arc::clone)
+}
+
 /// Takes away what concerns only the upstream's own hop.
 fn hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
+    const HOP: [HeaderName; 5] =
+        [header::TRANSFER_ENCODING, header::CONNECTION, header::UPGRADE, KEEP_ALIVE, PROXY_CONNECTION];
+    // One look at the few names that there are costs less than five look-ups.
+    if !headers.keys().any(|name| HOP.contains(name)) {
+        return;
+    }
     for name in [header::TRANSFER_ENCODING, KEEP_ALIVE, PROXY_CONNECTION] {
         headers.remove(name);
     }
@@ -164,6 +177,13 @@ fn hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
 }
 
 impl DownBody {
+    /// Goes on sending the request's body while this one cannot be passed on.
+    pub fn drive_upload(&self, cx: &mut Context<'_>) {
+        if let From::Upstream(coming) = &self.from {
+            coming.body.drive_upload(cx);
+        }
+    }
+
     /// Bytes at hand, of no exchange.
     pub(super) fn local(bytes: Bytes) -> Self {
         Self { from: From::Local(bytes), exchange: None }
@@ -219,21 +239,16 @@ impl Exchange {
 impl Coming {
     /// Whether a limit of the exchange was reached while nothing came.
     fn poll_limits(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
-        loop {
-            let idle = self.clock.idle.map(|idle| (self.last + idle, false));
-            let whole = [self.clock.timeout_at(), self.clock.life].into_iter().flatten().min().map(|at| (at, true));
-            let Some((at, is_timeout)) = [idle, whole].into_iter().flatten().min_by_key(|(at, _)| *at) else {
-                return Poll::Pending;
-            };
-            let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(at)));
-            if timer.deadline() != at {
-                timer.as_mut().reset(at);
-            }
-            ready!(timer.as_mut().poll(cx));
-            if Instant::now() >= at {
-                return Poll::Ready(if is_timeout { BodyError::Timeout } else { BodyError::Idle });
-            }
+        if !std::mem::replace(&mut self.waited, true) {
+            self.last = Instant::now();
         }
+        let idle = self.clock.idle.map(|idle| (self.last + idle, false));
+        let whole = [self.clock.timeout_at(), self.clock.life].into_iter().flatten().min().map(|at| (at, true));
+        let Some((at, is_timeout)) = [idle, whole].into_iter().flatten().min_by_key(|(at, _)| *at) else {
+            return Poll::Pending;
+        };
+        ready!(self.clock.alarm.borrow_mut().poll(at, cx));
+        Poll::Ready(if is_timeout { BodyError::Timeout } else { BodyError::Idle })
     }
 }
 
@@ -259,9 +274,7 @@ impl Body for DownBody {
         };
         match Pin::new(&mut coming.body).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
-                if coming.timer.is_some() {
-                    coming.last = Instant::now();
-                }
+                coming.waited = false;
                 let ended = coming.body.is_end_stream();
                 this.passed(&frame);
                 if ended {
@@ -274,7 +287,7 @@ impl Body for DownBody {
                     Flags::UPSTREAM_CONNECTION_TERMINATION,
                     "upstream_reset_after_response_started{connection_termination}",
                 );
-                Poll::Ready(Some(Err(error.into())))
+                Poll::Ready(Some(Err(error)))
             }
             Poll::Ready(None) => {
                 this.end();

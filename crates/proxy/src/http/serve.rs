@@ -13,17 +13,21 @@ use engine::HttpManager;
 use engine::http_manager::Codec;
 use http::{Request, Response};
 use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use telemetry::registry::HttpCells;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
+use super::alarm::Alarm;
+use super::body::Incoming as Coming;
 use super::exchange;
 use super::respond::DownBody;
+use super::tunnel::Side;
 use crate::door::connection::Connection;
 use crate::door::preface;
+use crate::h1;
 use crate::net::stream::{Ahead, Stream};
 use crate::report::Site;
 use crate::report::record::{Downstream, PeerMetadata, Wants};
@@ -67,6 +71,10 @@ pub struct HttpConnection {
     pub reads_when_quiet: Cell<u32>,
     /// The chain drains: answers say so.
     pub draining: Cell<bool>,
+    /// For the limits of its exchanges (HTTP/1).
+    pub alarm: Rc<RefCell<Alarm>>,
+    /// No further request is taken (HTTP/1).
+    pub closing: Cell<bool>,
 }
 
 /// Serves one connection until it ends.
@@ -85,24 +93,25 @@ pub async fn run(worker: &Rc<Worker>, connection: Connection, manager: &Arc<Http
         reads: stream.reads(),
         reads_when_quiet: Cell::new(0),
         draining: Cell::new(false),
+        alarm: Rc::default(),
+        closing: Cell::new(false),
     });
     let counted = Counted::begin(&shared);
-    let handle = {
-        let shared = Rc::clone(&shared);
-        move |request: Request<Incoming>| answer(Rc::clone(&shared), request)
-    };
-    let service = service_fn(handle);
-    let result = if h2 {
-        let connection_future = h2_builder(manager).serve_connection(TokioIo::new(stream), service);
-        Guarded { shared: &shared, head_since: None }
-            .run(connection_future, connection.drain, http2::Connection::graceful_shutdown)
-            .await
+    let guarded = Guarded { shared: &shared, head_since: None };
+    if h2 {
+        let handle = {
+            let shared = Rc::clone(&shared);
+            move |request: Request<Incoming>| answer(Rc::clone(&shared), request)
+        };
+        let serving = h2_builder(manager).serve_connection(TokioIo::new(stream), service_fn(handle));
+        let ended = Box::pin(guarded.run(serving, connection.drain, http2::Connection::graceful_shutdown)).await;
+        counted.end_h2(ended.and_then(Result::err).as_ref());
     } else {
-        let connection_future = h1_builder(manager).serve_connection(TokioIo::new(stream), service).with_upgrades();
-        let shut_down = http1::UpgradeableConnection::graceful_shutdown;
-        Guarded { shared: &shared, head_since: None }.run(connection_future, connection.drain, shut_down).await
-    };
-    counted.end(result.err().as_ref());
+        let (stream, ahead) = stream.into_parts();
+        let serving = h1::server::serve(&shared, stream, ahead);
+        let ended = guarded.run(serving, connection.drain, |_| shared.closing.set(true)).await;
+        counted.end_h1(ended.and_then(Result::err));
+    }
 }
 
 impl HttpConnection {
@@ -146,8 +155,18 @@ impl<'a> Counted<'a> {
         self.shared.site.as_ref()?.http.as_deref().map(|cells| &**cells)
     }
 
-    /// The connection ended, with an error where the client broke the protocol or went away.
-    fn end(self, error: Option<&hyper::Error>) {
+    /// The connection ended, with a fault where the client broke the protocol or went away.
+    fn end_h1(self, fault: Option<h1::Fault>) {
+        let Some(fault) = fault else { return };
+        if let (h1::Fault::Malformed(_), Some(cells)) = (fault, self.cells()) {
+            cells.downstream_cx_protocol_error.inc();
+        }
+        let remote = self.shared.downstream.facts.remote;
+        tracing::debug!(%remote, %fault, "HTTP connection ended by a fault");
+    }
+
+    /// The same for HTTP/2.
+    fn end_h2(self, error: Option<&hyper::Error>) {
         let Some(error) = error else { return };
         if (error.is_parse() || error.is_parse_too_large())
             && let Some(cells) = self.cells()
@@ -181,7 +200,9 @@ impl Drop for Counted<'_> {
 }
 
 async fn answer(shared: Rc<HttpConnection>, request: Request<Incoming>) -> Result<Response<DownBody>, Infallible> {
-    Ok(exchange::exchange(&shared, request).await)
+    let mut request = request.map(Coming::Http2);
+    let upgrade = request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>().map(Side::Http2);
+    Ok(exchange::exchange(&shared, request, upgrade).await)
 }
 
 /// HTTP/2 or HTTP/1, by the chain's codec, ALPN, or the first bytes.
@@ -207,17 +228,6 @@ async fn which(manager: &HttpManager, connection: &Connection, stream: Stream) -
     }
     let h2 = preface::is_h2(ahead.bytes()) == Some(true);
     Some((h2, ahead))
-}
-
-fn h1_builder(manager: &HttpManager) -> http1::Builder {
-    let mut builder = http1::Builder::new();
-    builder
-        .timer(TokioTimer::new())
-        .header_read_timeout(None)
-        .max_buf_size((manager.max_request_headers_bytes as usize).max(8192))
-        .max_headers(manager.max_headers_count as usize)
-        .title_case_headers(manager.http1.proper_case);
-    builder
 }
 
 fn h2_builder(manager: &HttpManager) -> http2::Builder<LocalSpawn> {
@@ -256,15 +266,13 @@ enum Stop {
 }
 
 impl Guarded<'_> {
-    async fn run<C>(
+    /// Runs a connection to its end; `None`: it was cut off.
+    async fn run<C: Future>(
         mut self,
         connection: C,
         mut drain: watch::Receiver<bool>,
-        shut_down: fn(Pin<&mut C>),
-    ) -> hyper::Result<()>
-    where
-        C: Future<Output = hyper::Result<()>>,
-    {
+        shut_down: impl Fn(Pin<&mut C>),
+    ) -> Option<C::Output> {
         let mut connection = pin!(connection);
         let began = Instant::now();
         let mut look = pin!(tokio::time::sleep(self.first_look()));
@@ -272,15 +280,15 @@ impl Guarded<'_> {
         loop {
             tokio::select! {
                 biased;
-                result = connection.as_mut() => return result,
+                output = connection.as_mut() => return Some(output),
                 _ = drain.wait_for(|drain| *drain), if matches!(ending, Ending::No) => {
-                    ending = self.begin_drain(connection.as_mut(), shut_down);
+                    ending = self.begin_drain(connection.as_mut(), &shut_down);
                     look.as_mut().reset(ending.next(Instant::now()));
                 }
                 () = look.as_mut() => {
                     let now = Instant::now();
                     match self.judge(now, began, &ending) {
-                        Some(Stop::Now) => return Ok(()),
+                        Some(Stop::Now) => return None,
                         Some(Stop::Gracefully) if !matches!(ending, Ending::Shut { .. }) => {
                             self.shared.draining.set(true);
                             shut_down(connection.as_mut());
@@ -296,7 +304,7 @@ impl Guarded<'_> {
 
     /// HTTP/2 says goodbye with GOAWAY and lets streams end. HTTP/1 has no such word: an idle connection that is closed may
     /// meet a request on its way, so the next answer says `connection: close` and only a long quiet one is closed.
-    fn begin_drain<C>(&self, connection: Pin<&mut C>, shut_down: fn(Pin<&mut C>)) -> Ending {
+    fn begin_drain<C>(&self, connection: Pin<&mut C>, shut_down: &impl Fn(Pin<&mut C>)) -> Ending {
         self.shared.draining.set(true);
         let now = Instant::now();
         if self.shared.h2 {

@@ -233,6 +233,16 @@ impl Ahead {
         Arc::clone(&self.reads)
     }
 
+    /// The stream below, and what was read of it.
+    pub fn into_parts(self) -> (Stream, BytesMut) {
+        (self.stream, self.bytes)
+    }
+
+    /// A stream of which `bytes` were read.
+    pub fn of(stream: Stream, bytes: BytesMut) -> Self {
+        Self { bytes, stream, reads: Arc::default() }
+    }
+
     /// What was read.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes

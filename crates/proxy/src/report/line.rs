@@ -23,7 +23,19 @@ pub struct Log {
 #[derive(Debug)]
 enum Format {
     Text(Template),
-    Json(JsonTemplate),
+    Json {
+        template: JsonTemplate,
+        /// The same as a list, with all that never changes written down once; `None`: absent values are left out, so
+        /// that nothing is fixed.
+        parts: Option<Vec<Part>>,
+    },
+}
+
+/// A part of a JSON line.
+#[derive(Debug)]
+enum Part {
+    Fixed(Vec<u8>),
+    Value(Template),
 }
 
 impl Log {
@@ -69,7 +81,10 @@ impl Format {
         match format {
             LogFormat::Default => Self::Text(Template::parse(ENVOY_DEFAULT).unwrap_or_else(|_| Template::literal(""))),
             LogFormat::Text(template) => Self::Text(template.clone()),
-            LogFormat::Json(template) => Self::Json(template.clone()),
+            LogFormat::Json(template) => {
+                let parts = (!template.omit_empty).then(|| parts(&template.root));
+                Self::Json { template: template.clone(), parts }
+            }
         }
     }
 
@@ -80,7 +95,15 @@ impl Format {
                 template.render(record, "-", scratch);
                 out.extend_from_slice(scratch.as_bytes());
             }
-            Self::Json(template) => {
+            Self::Json { parts: Some(parts), .. } => {
+                for part in parts {
+                    match part {
+                        Part::Fixed(bytes) => out.extend_from_slice(bytes),
+                        Part::Value(template) => value(template, false, record, scratch, out),
+                    }
+                }
+            }
+            Self::Json { template, parts: None } => {
                 json(&template.root, template.omit_empty, record, scratch, out);
                 out.push(b'\n');
             }
@@ -90,7 +113,7 @@ impl Format {
     fn each(&self, visit: &mut dyn FnMut(&Operator)) {
         match self {
             Self::Text(template) => each_of(template, visit),
-            Self::Json(template) => each_in(&template.root, visit),
+            Self::Json { template, .. } => each_in(&template.root, visit),
         }
     }
 }
@@ -116,14 +139,7 @@ fn each_in(node: &JsonNode, visit: &mut dyn FnMut(&Operator)) {
 /// it becomes text.
 fn json(node: &JsonNode, omit_empty: bool, record: &Record, scratch: &mut String, out: &mut Vec<u8>) {
     match node {
-        JsonNode::Text(template) => match template.as_operator() {
-            Some((operator, limit)) => typed(operator, limit, template, record, scratch, out),
-            None => {
-                scratch.clear();
-                template.render(record, if omit_empty { "" } else { "-" }, scratch);
-                write_json_text(scratch, out);
-            }
-        },
+        JsonNode::Text(template) => value(template, omit_empty, record, scratch, out),
         JsonNode::Number(number) => out.extend_from_slice(number.to_string().as_bytes()),
         JsonNode::Flag(flag) => out.extend_from_slice(if *flag { b"true" } else { b"false" }),
         JsonNode::Null => out.extend_from_slice(b"null"),
@@ -138,6 +154,79 @@ fn json(node: &JsonNode, omit_empty: bool, record: &Record, scratch: &mut String
             out.push(b']');
         }
         JsonNode::Object(members) => object(members, omit_empty, record, scratch, out),
+    }
+}
+
+fn value(template: &Template, omit_empty: bool, record: &Record, scratch: &mut String, out: &mut Vec<u8>) {
+    if let Some((operator, limit)) = template.as_operator() {
+        return typed(operator, limit, template, record, scratch, out);
+    }
+    scratch.clear();
+    template.render(record, if omit_empty { "" } else { "-" }, scratch);
+    write_json_text(scratch, out);
+}
+
+/// A document as a list of parts, its line feed included.
+fn parts(root: &JsonNode) -> Vec<Part> {
+    let mut parts = Parts::default();
+    parts.gather(root);
+    parts.open.push(b'\n');
+    parts.close();
+    parts.done
+}
+
+/// A list of parts under construction.
+#[derive(Default)]
+struct Parts {
+    done: Vec<Part>,
+    /// The fixed part under way.
+    open: Vec<u8>,
+}
+
+impl Parts {
+    fn gather(&mut self, node: &JsonNode) {
+        match node {
+            JsonNode::Text(template) => match template.as_literal() {
+                Some(text) => write_json_text(text, &mut self.open),
+                None => {
+                    self.close();
+                    self.done.push(Part::Value(template.clone()));
+                }
+            },
+            JsonNode::Number(number) => self.open.extend_from_slice(number.to_string().as_bytes()),
+            JsonNode::Flag(flag) => self.open.extend_from_slice(if *flag { b"true" } else { b"false" }),
+            JsonNode::Null => self.open.extend_from_slice(b"null"),
+            JsonNode::List(items) => {
+                self.open.push(b'[');
+                for (index, item) in items.iter().enumerate() {
+                    self.comma(index);
+                    self.gather(item);
+                }
+                self.open.push(b']');
+            }
+            JsonNode::Object(members) => {
+                self.open.push(b'{');
+                for (index, (key, member)) in members.iter().enumerate() {
+                    self.comma(index);
+                    write_json_text(key, &mut self.open);
+                    self.open.push(b':');
+                    self.gather(member);
+                }
+                self.open.push(b'}');
+            }
+        }
+    }
+
+    fn comma(&mut self, index: usize) {
+        if index > 0 {
+            self.open.push(b',');
+        }
+    }
+
+    fn close(&mut self) {
+        if !self.open.is_empty() {
+            self.done.push(Part::Fixed(std::mem::take(&mut self.open)));
+        }
     }
 }
 

@@ -87,11 +87,16 @@ impl Own {
         }
     }
 
+    /// The headers that tell a mesh peer who this workload is.
+    pub fn introduction(&self) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
+        let both = self.id.as_ref().zip(self.metadata.as_ref());
+        both.into_iter().flat_map(|(id, metadata)| [(PEER_ID, id.clone()), (PEER_METADATA, metadata.clone())])
+    }
+
     /// Puts the headers on a request or answer that goes to a mesh peer.
     pub fn introduce(&self, headers: &mut HeaderMap) {
-        if let (Some(id), Some(metadata)) = (&self.id, &self.metadata) {
-            headers.insert(PEER_ID, id.clone());
-            headers.insert(PEER_METADATA, metadata.clone());
+        for (name, value) in self.introduction() {
+            headers.insert(name, value);
         }
     }
 }

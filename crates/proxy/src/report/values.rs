@@ -51,7 +51,7 @@ impl Values for Record {
             }
             Operator::LocalReplyBody | Operator::CustomFlags => true,
             other => {
-                self.number(other).is_some_and(|number| show(number, out))
+                self.number(other).is_some_and(|number| decimal(number, out))
                     || self.plain(other, out)
                     || self.downstream_value(other, out)
                     || self.upstream_value(other, out)
@@ -141,7 +141,7 @@ impl Record {
             return true;
         }
         // Kept as a number, so that the default formats need no copy of the headers.
-        name == SERVICE_TIME && self.upstream.service_time.is_some_and(|time| show(millis(time), out))
+        name == SERVICE_TIME && self.upstream.service_time.is_some_and(|time| decimal(millis(time), out))
     }
 
     fn path_value(&self, query: bool, original: bool, out: &mut String) -> bool {
@@ -216,8 +216,8 @@ impl Record {
             Operator::Protocol => text(self.protocol.map(|protocol| protocol.name()), out),
             Operator::ResponseCodeDetails => text(self.details.as_deref(), out),
             Operator::ConnectionTerminationDetails => text(self.termination.as_deref(), out),
-            Operator::ResponseFlags => show(self.flags.letters(), out),
-            Operator::ResponseFlagsLong => show(self.flags.names(), out),
+            Operator::ResponseFlags => text(Some(&self.flags.letters()), out),
+            Operator::ResponseFlagsLong => text(Some(&self.flags.names()), out),
             Operator::GrpcStatus(style) => self.grpc_status.is_some_and(|status| grpc_status(status, *style, out)),
             Operator::RouteName => text(matched.map(|matched| &*matched.route.name), out),
             Operator::VirtualHostName => text(matched.map(|matched| &*matched.host.name), out),
@@ -259,7 +259,10 @@ impl Record {
     fn upstream_value(&self, operator: &Operator, out: &mut String) -> bool {
         let upstream = &self.upstream;
         match operator {
-            Operator::UpstreamHost => upstream.endpoint.as_ref().is_some_and(|endpoint| show(&endpoint.address, out)),
+            Operator::UpstreamHost => upstream.endpoint.as_ref().is_some_and(|endpoint| match endpoint.address {
+                engine::Address::Socket(socket) => address(socket, AddressPart::Full, out),
+                ref other => show(other, out),
+            }),
             Operator::UpstreamHostName { .. } => upstream
                 .endpoint
                 .as_ref()
@@ -400,7 +403,37 @@ fn list(values: Option<&[Arc<str>]>, out: &mut String) -> bool {
     true
 }
 
+/// A whole number; by hand, because lines are full of them.
+fn decimal(number: u64, out: &mut String) -> bool {
+    let mut digits = [b'0'; 20];
+    let mut first = digits.len();
+    let mut left = number;
+    for (at, digit) in digits.iter_mut().enumerate().rev() {
+        *digit = b'0' + (left % 10) as u8;
+        left /= 10;
+        first = at;
+        if left == 0 {
+            break;
+        }
+    }
+    out.push_str(digits.get(first..).and_then(|digits| std::str::from_utf8(digits).ok()).unwrap_or_default());
+    true
+}
+
 fn address(address: std::net::SocketAddr, part: AddressPart, out: &mut String) -> bool {
+    if let (std::net::SocketAddr::V4(v4), AddressPart::Full | AddressPart::WithoutPort) = (address, part) {
+        for (place, octet) in v4.ip().octets().into_iter().enumerate() {
+            if place > 0 {
+                out.push('.');
+            }
+            decimal(u64::from(octet), out);
+        }
+        if part == AddressPart::Full {
+            out.push(':');
+            decimal(u64::from(v4.port()), out);
+        }
+        return true;
+    }
     match part {
         AddressPart::Full => show(address, out),
         AddressPart::WithoutPort => show(address.ip(), out),

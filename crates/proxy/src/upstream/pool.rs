@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hashbrown::HashMap;
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http2;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use super::failure::Failure;
+use crate::h1::client::Client;
 use crate::http::body::UpBody;
 use crate::net::dial::Target;
 
@@ -96,14 +97,15 @@ pub struct Pool {
 #[derive(Debug)]
 struct Idle {
     h1: H1,
-    since: Instant,
+    /// When it was first found idle.
+    since: Option<Instant>,
 }
 
 /// An HTTP/1 connection in the hands of one exchange.
 #[derive(Debug)]
 pub struct H1 {
-    /// Sends the request.
-    pub sender: http1::SendRequest<UpBody>,
+    /// The connection itself.
+    pub client: Rc<Client>,
     /// What is known about it.
     pub link: Rc<Link>,
     /// Requests sent on it so far.
@@ -160,33 +162,19 @@ impl Pool {
     }
 
     /// A kept-alive connection that is ready for a request, the most recently used first.
-    pub async fn take_idle(&self) -> Option<H1> {
-        loop {
-            let (index, ready) = {
-                let mut idle = self.idle.borrow_mut();
-                idle.retain(|entry| !entry.h1.sender.is_closed());
-                match idle.iter().rposition(|entry| entry.h1.sender.is_ready()) {
-                    Some(index) => (index, true),
-                    None => (idle.len().checked_sub(1)?, false),
-                }
-            };
-            let mut h1 = {
-                let mut idle = self.idle.borrow_mut();
-                if index >= idle.len() {
-                    continue;
-                }
-                idle.swap_remove(index).h1
-            };
-            // A connection that just finished an exchange becomes ready within this turn of the runtime.
-            if ready || h1.sender.ready().await.is_ok() {
+    pub fn take_idle(&self) -> Option<H1> {
+        let mut idle = self.idle.borrow_mut();
+        while let Some(Idle { h1, .. }) = idle.pop() {
+            if h1.client.is_ready() {
                 return Some(h1);
             }
         }
+        None
     }
 
     /// Gives a connection back after its exchange, to who waits for one or to the idle ones.
     pub fn give_back(&self, h1: H1) {
-        if self.retired.get() || h1.sender.is_closed() {
+        if self.retired.get() || !h1.client.is_idle() {
             return;
         }
         let mut h1 = h1;
@@ -196,7 +184,7 @@ impl Pool {
                 Err(returned) => h1 = returned,
             }
         }
-        self.idle.borrow_mut().push(Idle { h1, since: Instant::now() });
+        self.idle.borrow_mut().push(Idle { h1, since: None });
     }
 
     /// Waits until an exchange of this worker gives its connection back.
@@ -270,7 +258,9 @@ impl Pool {
 
     fn sweep(&self, now: Instant) {
         let expired = |since: Instant| self.idle_timeout.get().is_some_and(|limit| now.duration_since(since) >= limit);
-        self.idle.borrow_mut().retain(|entry| !entry.h1.sender.is_closed() && !expired(entry.since));
+        let mut idle = self.idle.borrow_mut();
+        idle.retain_mut(|entry| entry.h1.client.is_ready() && !expired(*entry.since.get_or_insert(now)));
+        drop(idle);
         self.shared.borrow_mut().retain(|h2| !h2.sender.is_closed());
     }
 

@@ -10,12 +10,13 @@ use engine::cluster::UpstreamProtocol;
 use engine::routes::Priority;
 use engine::tls::UpstreamTls;
 use engine::{Address, Cluster, Endpoint};
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::lookup_host;
 
 use super::failure::{Failure, Kind};
 use super::pool::{H1, Key, Link, Pool, Stream as H2Stream};
+use crate::h1::client::Client;
 use crate::http::body::UpBody;
 use crate::net::dial::{DialError, DialOptions, Target, dial};
 use crate::net::stream::Stream;
@@ -146,7 +147,7 @@ struct Reaching<'a> {
 impl Reaching<'_> {
     async fn h1(&self) -> Result<Way, Failure> {
         if !self.want.fresh
-            && let Some(h1) = self.pool.take_idle().await
+            && let Some(h1) = self.pool.take_idle()
         {
             return Ok(self.way(Via::H1(h1), true));
         }
@@ -162,8 +163,7 @@ impl Reaching<'_> {
         };
         let opened = self.open(slot).await?;
         drop(pending);
-        let h1 = self.handshake_h1(opened).await?;
-        Ok(self.way(Via::H1(h1), false))
+        Ok(self.way(Via::H1(self.h1_of(opened)), false))
     }
 
     /// HTTP/2, or whatever ALPN agrees on.
@@ -175,7 +175,7 @@ impl Reaching<'_> {
             }
             if self.key.h2.is_none()
                 && !self.want.fresh
-                && let Some(h1) = self.pool.take_idle().await
+                && let Some(h1) = self.pool.take_idle()
             {
                 return Ok(self.way(Via::H1(h1), true));
             }
@@ -203,8 +203,7 @@ impl Reaching<'_> {
             opened.stream.tls().and_then(rustls::CommonState::alpn_protocol).is_some_and(|agreed| agreed == b"h2")
         });
         if !h2 {
-            let h1 = self.handshake_h1(opened).await?;
-            return Ok(self.way(Via::H1(h1), false));
+            return Ok(self.way(Via::H1(self.h1_of(opened)), false));
         }
         let config = &self.want.cluster.config;
         let options = &config.http2;
@@ -228,15 +227,10 @@ impl Reaching<'_> {
         Ok(self.way(Via::H2(stream), false))
     }
 
-    async fn handshake_h1(&self, opened: Opened) -> Result<H1, Failure> {
+    fn h1_of(&self, opened: Opened) -> H1 {
         let Opened { stream, link, open } = opened;
-        let mut builder = http1::Builder::new();
-        builder.max_buf_size(MAX_RESPONSE_HEAD.max(8192) * 2).max_headers(200);
-        builder.title_case_headers(self.want.cluster.config.http1.proper_case);
-        let (sender, connection) =
-            builder.handshake(TokioIo::new(stream)).await.map_err(|error| handshake_failure(&error))?;
-        drive(connection.with_upgrades(), open);
-        Ok(H1 { sender, link, served: 0 })
+        let client = Client::new(stream, self.want.cluster.config.http1.proper_case, open);
+        H1 { client, link, served: 0 }
     }
 
     fn way(&self, mut via: Via, reused: bool) -> Way {
@@ -356,7 +350,7 @@ struct Opened {
 
 /// Counts a connection for as long as it is open.
 #[derive(Debug)]
-struct Open {
+pub struct Open {
     pool: Rc<Pool>,
     endpoint: Arc<Endpoint>,
     _slot: Option<Slot>,

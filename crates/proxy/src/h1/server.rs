@@ -1,0 +1,474 @@
+//! The client's side: requests one after the other, each answered before the next is read.
+
+use std::cell::{Cell, RefCell};
+use std::fmt::Write as _;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::{Bytes, BytesMut};
+use engine::framing::{self, Length};
+use http::header;
+use http::{Method, Request, Response, StatusCode, Version, response};
+use http_body::{Body as _, Frame, SizeHint};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use super::Fault;
+use super::decode::{Decoder, Part};
+use super::encode::{self, Encoder, Stopped, poll_pump};
+use super::head::{self, Limits, RequestHead, Scan};
+use super::wire::{self, Wire};
+use crate::http::body::Incoming;
+use crate::http::exchange;
+use crate::http::respond::DownBody;
+use crate::http::serve::HttpConnection;
+use crate::http::tunnel::Side;
+use crate::net::stream::Stream;
+
+/// Empty lines that may stand before a request (RFC 9112 section 2.2 asks for one).
+const MOST_BLANKS: u32 = 1;
+/// Most of a next request that is read while one is served.
+const MOST_AHEAD: usize = 16 * 1024;
+/// Most of a request's rest that is read after it was answered, so that the connection can go on.
+const MOST_REST: u64 = 256 * 1024;
+/// How long such a rest, or the client's end of a connection that is closed, is waited for (Envoy's
+/// `delayed_close_timeout`).
+const LINGER: Duration = Duration::from_secs(1);
+
+/// One connection.
+#[derive(Debug)]
+struct Conn {
+    wire: RefCell<Wire>,
+    /// The body of the request that is served.
+    decoder: RefCell<Decoder>,
+    /// The client waits for `100 Continue`.
+    expects: Cell<bool>,
+    /// Which request is served: bodies of others are over.
+    number: Cell<u64>,
+    limits: Limits,
+}
+
+/// What of a request matters to its answer's form.
+struct Asked {
+    method: Method,
+    version: Version,
+    keep: bool,
+}
+
+/// Serves requests until the connection ends.
+///
+/// # Errors
+/// What the client did, or the socket.
+pub async fn serve(shared: &Rc<HttpConnection>, stream: Stream, ahead: BytesMut) -> Result<(), Fault> {
+    let manager = &shared.manager;
+    let limits = Limits {
+        bytes: (manager.max_request_headers_bytes as usize).max(1024),
+        lines: manager.max_headers_count as usize,
+    };
+    let conn = Rc::new(Conn {
+        wire: RefCell::new(Wire::new(stream, ahead)),
+        decoder: RefCell::new(Decoder::Done),
+        expects: Cell::new(false),
+        number: Cell::new(0),
+        limits,
+    });
+    loop {
+        let mut scan = Scan::default();
+        let mut blanks = 0;
+        let head = match poll_fn(|cx| conn.poll_head(cx, shared, &mut scan, &mut blanks)).await {
+            Ok(Some(head)) => head,
+            Ok(None) => return conn.close(false).await,
+            Err(Fault::Malformed(fault)) => {
+                conn.refuse(fault).await;
+                return Err(Fault::Malformed(fault));
+            }
+            Err(fault) => return Err(fault),
+        };
+        // On the heap, so that an idle connection does not hold the room of an exchange.
+        match Box::pin(conn.exchange(shared, head)).await? {
+            Then::Next => {}
+            Then::Close { unread } => return conn.close(unread).await,
+            Then::Gone => return Ok(()),
+        }
+    }
+}
+
+/// What follows an answer.
+enum Then {
+    /// The next request.
+    Next,
+    /// The end; perhaps the client is still sending.
+    Close {
+        /// See above.
+        unread: bool,
+    },
+    /// The connection belongs to a tunnel.
+    Gone,
+}
+
+impl Conn {
+    fn poll_head(
+        &self,
+        cx: &mut Context<'_>,
+        shared: &HttpConnection,
+        scan: &mut Scan,
+        blanks: &mut u32,
+    ) -> Poll<Result<Option<RequestHead>, Fault>> {
+        let mut wire = self.wire.borrow_mut();
+        loop {
+            match scan.find(&wire.input, self.limits)? {
+                Some(2) if *blanks < MOST_BLANKS => {
+                    *blanks += 1;
+                    let _ = wire.input.split_to(2);
+                    *scan = Scan::default();
+                    continue;
+                }
+                Some(end) => {
+                    let bytes = wire.input.split_to(end).freeze();
+                    return Poll::Ready(Ok(Some(head::request(&bytes, self.limits, wire::map())?)));
+                }
+                None => {}
+            }
+            let begun = !wire.input.is_empty();
+            if shared.closing.get() && !begun {
+                return Poll::Ready(Ok(None));
+            }
+            match wire.poll_fill(cx) {
+                Poll::Pending => {
+                    if !begun {
+                        wire.rest();
+                    }
+                    return Poll::Pending;
+                }
+                Poll::Ready(Ok(0)) if begun => return Poll::Ready(Err(Fault::Ended)),
+                Poll::Ready(Ok(0)) => return Poll::Ready(Ok(None)),
+                Poll::Ready(Ok(_)) => shared.reads.fetch_add(1, Ordering::Relaxed),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
+            };
+        }
+    }
+
+    async fn exchange(self: &Rc<Self>, shared: &Rc<HttpConnection>, head: RequestHead) -> Result<Then, Fault> {
+        let RequestHead { method, uri, version, headers, length, keep, expects } = head;
+        self.number.set(self.number.get() + 1);
+        self.expects.set(expects);
+        *self.decoder.borrow_mut() = match length {
+            Length::Exact(0) => Decoder::Done,
+            Length::Exact(length) => Decoder::Length(length),
+            Length::Chunked => Decoder::chunked(self.limits),
+        };
+        let asked = Asked { method: method.clone(), version, keep };
+        let (hand, side) = if headers.contains_key(header::UPGRADE) || method == Method::CONNECT {
+            let (hand, side) = oneshot::channel();
+            (Some(hand), Some(Side::Coming(side)))
+        } else {
+            (None, None)
+        };
+        let body = Body { conn: Rc::clone(self), shared: Rc::clone(shared), number: self.number.get() };
+        let mut request = Request::new(Incoming::Request(body));
+        *request.method_mut() = method;
+        *request.uri_mut() = uri;
+        *request.version_mut() = version;
+        *request.headers_mut() = headers;
+        let response = {
+            let mut exchange = pin!(exchange::exchange(shared, request, side));
+            let answered = poll_fn(|cx| match exchange.as_mut().poll(cx) {
+                Poll::Ready(response) => Poll::Ready(Ok(response)),
+                Poll::Pending => self.poll_gone(cx, shared).map(Err),
+            });
+            answered.await?
+        };
+        self.answer(shared, &asked, response, hand).await
+    }
+
+    /// Ready when the client has left while its request is served.
+    fn poll_gone(&self, cx: &mut Context<'_>, shared: &HttpConnection) -> Poll<Fault> {
+        let mut wire = self.wire.borrow_mut();
+        while self.decoder.borrow().is_done() && wire.input.len() < MOST_AHEAD {
+            match ready!(wire.poll_fill(cx)) {
+                Ok(0) => return Poll::Ready(Fault::Ended),
+                Ok(_) => shared.reads.fetch_add(1, Ordering::Relaxed),
+                Err(error) => return Poll::Ready(error.into()),
+            };
+        }
+        Poll::Pending
+    }
+
+    async fn answer(
+        self: &Rc<Self>,
+        shared: &Rc<HttpConnection>,
+        asked: &Asked,
+        response: Response<DownBody>,
+        hand: Option<oneshot::Sender<(Stream, BytesMut)>>,
+    ) -> Result<Then, Fault> {
+        let (parts, mut body) = response.into_parts();
+        let tunnel = parts.status == StatusCode::SWITCHING_PROTOCOLS
+            || (asked.method == Method::CONNECT && parts.status.is_success());
+        let closing = parts.headers.get(header::CONNECTION).is_some_and(|value| value == "close");
+        // Who still waits for leave to send will perhaps not send, perhaps send: nobody can tell.
+        let unsure = self.expects.get() && !self.decoder.borrow().is_done();
+        let keep = asked.keep && !closing && !shared.closing.get() && !unsure;
+        let (mut encoder, keep) = self.write_head(shared, asked, &parts, &body, keep, tunnel);
+        super::recycle(parts.headers);
+        let written = poll_fn(|cx| {
+            let pumped = poll_pump(&mut body, &mut encoder, &self.wire, cx);
+            if pumped.is_ready() {
+                return pumped;
+            }
+            // A client that reads no answer before it has sent all must still be read from.
+            body.drive_upload(cx);
+            self.poll_gone(cx, shared).map(|fault| Err(Stopped::Wire(fault)))
+        })
+        .await;
+        drop(body);
+        match written {
+            Ok(()) => {}
+            // The answer cannot be made whole: only the connection's end can say so.
+            Err(Stopped::Source) => return Err(Fault::Length),
+            Err(Stopped::Wire(fault)) => return Err(fault),
+        }
+        if tunnel {
+            if let (Some(hand), Some(stream)) = (hand, self.wire.borrow_mut().take()) {
+                let _ = hand.send(stream);
+            }
+            return Ok(Then::Gone);
+        }
+        let whole = self.decoder.borrow().is_done() || (keep && self.read_rest(shared).await);
+        Ok(if keep && whole { Then::Next } else { Then::Close { unread: !whole } })
+    }
+
+    /// Reads what is still to come of a request that was answered already; whether all of it came.
+    async fn read_rest(self: &Rc<Self>, shared: &Rc<HttpConnection>) -> bool {
+        let number = self.number.get();
+        let mut left = MOST_REST;
+        let rest = poll_fn(|cx| {
+            while let Some(frame) = ready!(self.poll_body(cx, shared, number)) {
+                let Ok(frame) = frame else { return Poll::Ready(false) };
+                let length = frame.data_ref().map_or(0, Bytes::len) as u64;
+                match left.checked_sub(length) {
+                    Some(less) => left = less,
+                    None => return Poll::Ready(false),
+                }
+            }
+            Poll::Ready(true)
+        });
+        timeout(LINGER, rest).await.unwrap_or(false)
+    }
+
+    /// Writes a head; how the body follows, and whether the connection goes on.
+    fn write_head(
+        &self,
+        shared: &HttpConnection,
+        asked: &Asked,
+        parts: &response::Parts,
+        body: &DownBody,
+        mut keep: bool,
+        tunnel: bool,
+    ) -> (Encoder, bool) {
+        let case = shared.manager.http1.proper_case;
+        let mut wire = self.wire.borrow_mut();
+        let output = wire.output();
+        encode::status_line(output, asked.version, parts.status);
+        encode::headers(output, &parts.headers, case, |name| !tunnel && *name == header::CONNECTION);
+        if !parts.headers.contains_key(header::DATE) {
+            encode::line(output, &header::DATE, date().as_bytes(), case);
+        }
+        let bare = asked.method == Method::HEAD
+            || parts.status == StatusCode::NOT_MODIFIED
+            || parts.status == StatusCode::NO_CONTENT;
+        let encoder = if tunnel {
+            keep = false;
+            Encoder::Mute
+        } else if bare {
+            // The length that the body would have, where the upstream told it.
+            let length = parts.headers.get(header::CONTENT_LENGTH);
+            if let Some(length) = length.filter(|_| parts.status != StatusCode::NO_CONTENT) {
+                encode::line(output, &header::CONTENT_LENGTH, length.as_bytes(), case);
+            }
+            Encoder::Mute
+        } else if let Some(length) = body.size_hint().exact() {
+            encode::content_length(output, length, case);
+            Encoder::Length(length)
+        } else if asked.version == Version::HTTP_10 {
+            keep = false;
+            Encoder::UntilClose
+        } else {
+            encode::line(output, &header::TRANSFER_ENCODING, b"chunked", case);
+            Encoder::Chunked(encode::announced(&parts.headers))
+        };
+        if !keep && !tunnel {
+            encode::line(output, &header::CONNECTION, b"close", case);
+        } else if asked.version == Version::HTTP_10 {
+            encode::line(output, &header::CONNECTION, b"keep-alive", case);
+        }
+        output.extend_from_slice(b"\r\n");
+        (encoder, keep)
+    }
+
+    fn poll_body(
+        &self,
+        cx: &mut Context<'_>,
+        shared: &HttpConnection,
+        number: u64,
+    ) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+        if number != self.number.get() {
+            return Poll::Ready(Some(Err(Fault::Over)));
+        }
+        let mut wire = self.wire.borrow_mut();
+        let mut decoder = self.decoder.borrow_mut();
+        loop {
+            match decoder.next(&mut wire.input) {
+                Ok(Part::Data(data)) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+                Ok(Part::Trailers(trailers)) => return Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
+                Ok(Part::End) => return Poll::Ready(None),
+                Ok(Part::More) => {}
+                Err(fault) => return Poll::Ready(Some(Err(fault.into()))),
+            }
+            if self.expects.replace(false) {
+                wire.output().extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+                if let Poll::Ready(Err(error)) = wire.poll_flush(cx) {
+                    return Poll::Ready(Some(Err(error.into())));
+                }
+            }
+            match ready!(wire.poll_fill(cx)) {
+                Ok(0) => return Poll::Ready(Some(Err(Fault::Ended))),
+                Ok(_) => shared.reads.fetch_add(1, Ordering::Relaxed),
+                Err(error) => return Poll::Ready(Some(Err(error.into()))),
+            };
+        }
+    }
+
+    /// Tells a client that what it sent is no request.
+    async fn refuse(&self, fault: framing::Fault) {
+        let status = fault.status();
+        let text = status.canonical_reason().unwrap_or_default();
+        {
+            let mut wire = self.wire.borrow_mut();
+            let output = wire.output();
+            encode::status_line(output, Version::HTTP_11, status);
+            encode::content_length(output, text.len() as u64, false);
+            for (name, value) in
+                [(header::CONTENT_TYPE, "text/plain"), (header::DATE, &*date()), (header::CONNECTION, "close")]
+            {
+                encode::line(output, &name, value.as_bytes(), false);
+            }
+            output.extend_from_slice(b"\r\n");
+            output.extend_from_slice(text.as_bytes());
+        }
+        let _ = self.close(true).await;
+    }
+
+    /// Ends the connection: what is written arrives even where the client has not read it yet and goes on sending.
+    async fn close(&self, unread: bool) -> Result<(), Fault> {
+        let ended = poll_fn(|cx| {
+            let mut wire = self.wire.borrow_mut();
+            ready!(wire.poll_flush(cx))?;
+            wire.poll_shutdown(cx)
+        });
+        let linger = async {
+            ended.await?;
+            if unread {
+                poll_fn(|cx| {
+                    let mut wire = self.wire.borrow_mut();
+                    let mut left = MOST_REST;
+                    loop {
+                        wire.input.clear();
+                        let read = ready!(wire.poll_fill(cx))? as u64;
+                        left = left.saturating_sub(read);
+                        if read == 0 || left == 0 {
+                            return Poll::Ready(std::io::Result::Ok(()));
+                        }
+                    }
+                })
+                .await?;
+            }
+            std::io::Result::Ok(())
+        };
+        // The client's end is none of our concern any more.
+        let _ = timeout(LINGER, linger).await;
+        Ok(())
+    }
+}
+
+/// A request's body.
+pub struct Body {
+    conn: Rc<Conn>,
+    shared: Rc<HttpConnection>,
+    number: u64,
+}
+
+impl std::fmt::Debug for Body {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Body").field("number", &self.number).finish_non_exhaustive()
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = Fault;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+        self.conn.poll_body(cx, &self.shared, self.number)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.number == self.conn.number.get() && self.conn.decoder.borrow().is_done()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &*self.conn.decoder.borrow() {
+            Decoder::Done => SizeHint::with_exact(0),
+            Decoder::Length(length) => SizeHint::with_exact(*length),
+            _ => SizeHint::default(),
+        }
+    }
+}
+
+/// The time of day as the `date` header tells it, written once a second.
+fn date() -> DateText {
+    thread_local! {
+        static LAST: Cell<(u64, DateText)> = const { Cell::new((0, DateText([0; 29]))) };
+    }
+    let now = SystemTime::now();
+    let second = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let (of, text) = LAST.get();
+    if of == second {
+        return text;
+    }
+    let mut text = DateText([b' '; 29]);
+    let _ = write!(text.writer(), "{}", httpdate::HttpDate::from(now));
+    LAST.set((second, text));
+    text
+}
+
+/// `Sun, 06 Nov 1994 08:49:37 GMT`.
+#[derive(Clone, Copy)]
+struct DateText([u8; 29]);
+
+impl DateText {
+    fn writer(&mut self) -> impl std::fmt::Write + '_ {
+        struct To<'a>(&'a mut [u8]);
+        impl std::fmt::Write for To<'_> {
+            fn write_str(&mut self, text: &str) -> std::fmt::Result {
+                let (here, rest) =
+                    std::mem::take(&mut self.0).split_at_mut_checked(text.len()).ok_or(std::fmt::Error)?;
+                here.copy_from_slice(text.as_bytes());
+                self.0 = rest;
+                Ok(())
+            }
+        }
+        To(&mut self.0)
+    }
+}
+
+impl std::ops::Deref for DateText {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
