@@ -55,9 +55,11 @@ fn settle() -> Result<(), EnterError> {
     runtime.block_on(async {
         let links = Links::open()?;
         links.up("lo").await?;
-        let peer = LinkMessageBuilder::<LinkUnspec>::new().name(OTHER_END.to_owned()).up();
+        let peer = LinkMessageBuilder::<LinkUnspec>::new().name(OTHER_END.to_owned());
         let pair = LinkVeth::new(LINK, OTHER_END).set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build()))).up();
         links.add(pair.build()).await.step("cannot make a veth pair")?;
+        // Its other end cannot be brought up before the pair is whole.
+        links.up(OTHER_END).await?;
         let index = links.index(LINK).await?;
         links.address(index, ADDRESS, PREFIX).await?;
         links.default_route(NOWHERE).await
