@@ -106,7 +106,9 @@ fn pocket(place: &Place, file: PathBuf) -> Result<Network, String> {
         Ok(()) => Ok(Network::Pocket { file }),
         Err(obstacle) => {
             let _ = std::fs::remove_file(&file);
-            Err(format!("{}; {}", obstacle.reason, obstacle.hint))
+            // The usual culprits are about namespaces; what fails inside of one speaks for itself.
+            let usual = obstacle.reason.starts_with("cannot make a user namespace");
+            Err(if usual { format!("{}; {}", obstacle.reason, obstacle.hint) } else { obstacle.reason })
         }
     }
 }
