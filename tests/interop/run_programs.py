@@ -1,5 +1,6 @@
 """`tulle run` puts unmodified programs into the mesh: a web server from Python's library and curl. Standard streams, exit
-code and signals are the program's own; when it ends, its proxy and agent end; an identity outlives its token."""
+code and signals are the program's own; when it ends, its proxy and agent end; an identity outlives its token. Loopback
+addresses here; `run_transparent.py` has the rest."""
 
 import os
 import signal
@@ -117,13 +118,17 @@ control.store = WORK / "mesh.redb"
 control.start()
 port = free_port()
 cart = Program("cart", *run("cart-1", sys.executable, "-m", "http.server", port, "--directory", WORK / "www",
-                            token=token("cart-1", "cart"), dns="off", service="cart", port=port))
+                            token=token("cart-1", "cart"), dns="off", service="cart", port=port, net="loopback"))
 until(lambda: socket.create_connection(("127.0.0.1", port), 1).close() is None, "the cart runs")
 caller = run("caller-1", "sh", "-c", 'curl -sS --fail --retry 5 --retry-all-errors --retry-delay 1 "$CART_URL/hello"',
-             token=token("caller-1", "caller"), dns="off", service="caller", port=free_port())
+             token=token("caller-1", "caller"), dns="off", service="caller", port=free_port(), net="loopback")
 done = subprocess.run(caller, capture_output=True, text=True, timeout=60)
 check(done.returncode == 0 and done.stdout == "hello from an unmodified program\n", f"one calls the other: {done.stdout!r} {done.stderr}")
 _, objects, _ = control.tulle("get", "workload", "-A", "-o", "name")
 check("cart-1" in objects and "caller-1" not in objects, f"who has ended is not declared any more: {objects.split()}")
+caller = run("caller-2", "sh", "-c", f'curl -sS --fail --retry 5 --retry-all-errors --retry-delay 1 "http://cart:{port}/hello"',
+             token=token("caller-2", "caller"), service="caller", port=free_port(), net="userns")
+done = subprocess.run(caller, capture_output=True, text=True, timeout=60)
+check(done.returncode == 0 and done.stdout == "hello from an unmodified program\n", f"also from a namespace of its own: {done.stdout!r} {done.stderr}")
 cart.stop()
 until(lambda: "cart-1" not in control.tulle("get", "workload", "-A", "-o", "name")[1], "and neither is the cart", 10)

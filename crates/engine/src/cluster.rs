@@ -1,6 +1,7 @@
 //! Clusters as running data: settings, endpoints, and the state that outlives updates.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -90,6 +91,8 @@ pub struct ClusterConfig {
     pub outlier: Option<Arc<OutlierConfig>>,
     /// Address that connections leave from (port 0: any).
     pub source_address: Option<SocketAddr>,
+    /// The file of the network namespace that its connections are opened in. Default: this process's own.
+    pub source_namespace: Option<Arc<Path>>,
     /// Socket options to set before connect.
     pub socket_options: Vec<SocketOption>,
     /// TCP keepalive.

@@ -73,6 +73,8 @@ pub struct Listener {
     pub address: Address,
     /// Further addresses.
     pub additional_addresses: Vec<Address>,
+    /// The file of the network namespace that its sockets are opened in. Default: this process's own.
+    pub namespace: Option<Arc<Path>>,
     /// False: a virtual listener, reached only through another's `use_original_dst`. Default true.
     pub bind: bool,
     /// Hand connections to the listener of the original destination. Default false.

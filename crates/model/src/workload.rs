@@ -79,6 +79,13 @@ pub enum Interception {
     /// Rules in the workload's network namespace redirect to 15001 (out) and 15006 (in).
     #[default]
     Redirect,
+    /// The program has a network namespace of its own, in which rules redirect what it sends to 15001. Its proxy is outside:
+    /// it listens in there for what the program sends, out here on each port's `bind` for what comes to it, and reaches
+    /// the program in there at each port's `app`.
+    Namespace {
+        /// The file of the network namespace.
+        path: String,
+    },
     /// Nothing is redirected: the proxy listens on explicit loopback addresses.
     Explicit {
         /// For each service this workload calls: where its proxy listens for it.

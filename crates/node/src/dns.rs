@@ -14,6 +14,7 @@ use hickory_proto::rr::rdata::{A, AAAA};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::watch;
 
 /// How long callers may keep an answer, in seconds: names change when the mesh does.
 const TTL: u32 = 5;
@@ -124,22 +125,31 @@ pub fn first_server(resolv_conf: &str) -> Option<SocketAddr> {
 pub struct Server {
     udp: Arc<UdpSocket>,
     tcp: TcpListener,
-    zone: Arc<Zone>,
+    zone: Names,
 }
+
+/// The zone in force, which may be replaced while it is served.
+pub type Names = watch::Sender<Arc<Zone>>;
 
 impl Server {
     /// Opens both sockets on `address`; with port 0 both get the same one.
     pub async fn bind(address: SocketAddr, zone: Zone) -> io::Result<Self> {
         let udp = UdpSocket::bind(address).await?;
         let tcp = TcpListener::bind(udp.local_addr()?).await?;
-        Ok(Self { udp: Arc::new(udp), tcp, zone: Arc::new(zone) })
+        Ok(Self { udp: Arc::new(udp), tcp, zone: Names::new(Arc::new(zone)) })
     }
 
     /// Takes over sockets that were opened elsewhere, for example inside a network namespace.
     pub fn from_sockets(udp: std::net::UdpSocket, tcp: std::net::TcpListener, zone: Zone) -> io::Result<Self> {
         udp.set_nonblocking(true)?;
         tcp.set_nonblocking(true)?;
-        Ok(Self { udp: Arc::new(UdpSocket::from_std(udp)?), tcp: TcpListener::from_std(tcp)?, zone: Arc::new(zone) })
+        let (udp, tcp) = (UdpSocket::from_std(udp)?, TcpListener::from_std(tcp)?);
+        Ok(Self { udp: Arc::new(udp), tcp, zone: Names::new(Arc::new(zone)) })
+    }
+
+    /// With this another zone is put in force.
+    pub fn names(&self) -> Names {
+        self.zone.clone()
     }
 
     /// Where it listens.
@@ -154,7 +164,7 @@ impl Server {
     }
 }
 
-async fn datagrams(socket: Arc<UdpSocket>, zone: Arc<Zone>) {
+async fn datagrams(socket: Arc<UdpSocket>, zone: Names) {
     let places = Arc::new(tokio::sync::Semaphore::new(MAX_ASKED));
     let mut buffer = vec![0; 4096];
     loop {
@@ -164,7 +174,8 @@ async fn datagrams(socket: Arc<UdpSocket>, zone: Arc<Zone>) {
             continue;
         };
         let Some(query) = buffer.get(..length).map(<[u8]>::to_vec) else { continue };
-        match reply(&zone, &query) {
+        let now = Arc::clone(&zone.borrow());
+        match reply(&now, &query) {
             Reply::Answer(answer) => {
                 let _ = socket.send_to(&answer, peer).await;
             }
@@ -183,7 +194,7 @@ async fn datagrams(socket: Arc<UdpSocket>, zone: Arc<Zone>) {
     }
 }
 
-async fn streams(listener: TcpListener, zone: Arc<Zone>) {
+async fn streams(listener: TcpListener, zone: Names) {
     let places = Arc::new(tokio::sync::Semaphore::new(MAX_STREAMS));
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return };
@@ -191,7 +202,7 @@ async fn streams(listener: TcpListener, zone: Arc<Zone>) {
             tokio::time::sleep(Duration::from_millis(5)).await;
             continue;
         };
-        let zone = zone.clone();
+        let zone = Arc::clone(&zone.borrow());
         tokio::spawn(async move {
             let _ = tokio::time::timeout(PATIENCE, stream_query(stream, &zone)).await;
             drop(place);

@@ -1,8 +1,11 @@
 //! What this machine allows, and why not.
 
+use std::ffi::OsString;
 use std::process::{Command, Stdio};
 
 use rustix::process::geteuid;
+
+use crate::enter::{Enter, Ids};
 
 /// Why a way of interception cannot be had.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,8 +24,28 @@ pub fn is_root() -> bool {
 /// Tries whether an unprivileged user may make a user namespace with a network in it. `program` is this very program:
 /// its hidden verb `enter` does the trying in a process of its own.
 pub fn user_namespaces(program: &std::path::Path) -> Result<(), Obstacle> {
-    let args = ["enter", "--new-user", "--new-mounts", "--new-network", "--", "/bin/true"];
-    let output = Command::new(program).args(args).stdin(Stdio::null()).output();
+    trial(program, Enter { new_user: true, new_mounts: true, new_network: true, ..Enter::default() }.to_args())
+}
+
+/// Tries the whole of what a program with its proxy outside needs: namespaces, link, rules, a `resolv.conf` of its own.
+/// The pocket is bound to `file` in a mount namespace that ends with the trial; an empty file stays.
+pub fn pocket(program: &std::path::Path, file: &std::path::Path) -> Result<(), Obstacle> {
+    let user = !is_root();
+    let enter = Enter {
+        new_user: user,
+        new_mounts: true,
+        pocket: Some(file.to_owned()),
+        network: Some(file.to_owned()),
+        resolv_conf: Some("/dev/null".into()),
+        again: user.then(Ids::own),
+        ..Enter::default()
+    };
+    trial(program, enter.to_args())
+}
+
+/// Runs `enter` with these arguments and a program that does nothing.
+fn trial(program: &std::path::Path, args: Vec<OsString>) -> Result<(), Obstacle> {
+    let output = Command::new(program).arg("enter").args(args).args(["--", "/bin/true"]).stdin(Stdio::null()).output();
     match output {
         Ok(output) if output.status.success() => Ok(()),
         Ok(output) => {

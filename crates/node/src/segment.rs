@@ -4,17 +4,17 @@
 
 use std::fs::File;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
-use futures_util::TryStreamExt;
 use rtnetlink::packet_route::link::{InfoData, InfoVeth};
-use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth};
 use rustix::mount::mount_bind;
 use rustix::thread::UnshareFlags;
 
 use crate::enter::{EnterError, Step, join, unshare};
+use crate::links::Links;
 use crate::redirect::{self, Redirect};
 
 /// The bridge's name.
@@ -113,7 +113,7 @@ impl Segment {
 }
 
 /// Runs something in a thread that is thrown away, and its namespaces with it.
-fn in_thread<T: Send>(work: impl FnOnce() -> Result<T, EnterError> + Send) -> Result<T, EnterError> {
+pub(crate) fn in_thread<T: Send>(work: impl FnOnce() -> Result<T, EnterError> + Send) -> Result<T, EnterError> {
     std::thread::scope(|scope| joined(scope.spawn(work)))
 }
 
@@ -127,46 +127,4 @@ pub fn inside<T: Send>(namespace: &Path, work: impl FnOnce() -> io::Result<T> + 
         join(namespace)?;
         work().step(format!("inside {}", namespace.display()))
     })
-}
-
-/// The kernel's links, addresses and routes of this thread's network namespace.
-struct Links {
-    handle: Handle,
-}
-
-impl Links {
-    fn open() -> Result<Self, EnterError> {
-        let (connection, handle, _) = rtnetlink::new_connection().step("cannot speak netlink")?;
-        tokio::spawn(connection);
-        Ok(Self { handle })
-    }
-
-    async fn add(&self, link: rtnetlink::packet_route::link::LinkMessage) -> io::Result<()> {
-        self.handle.link().add(link).execute().await.map_err(io::Error::other)
-    }
-
-    async fn index(&self, name: &str) -> Result<u32, EnterError> {
-        let mut found = self.handle.link().get().match_name(name.to_owned()).execute();
-        let link = found.try_next().await.map_err(io::Error::other).step(format!("cannot find the link {name}"))?;
-        let link = link.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound));
-        Ok(link.step(format!("cannot find the link {name}"))?.header.index)
-    }
-
-    async fn up(&self, name: &str) -> Result<(), EnterError> {
-        let index = self.index(name).await?;
-        let link = LinkUnspec::new_with_index(index).up().build();
-        let done = self.handle.link().set(link).execute().await.map_err(io::Error::other);
-        done.step(format!("cannot bring {name} up"))
-    }
-
-    async fn address(&self, index: u32, address: Ipv4Addr, prefix: u8) -> Result<(), EnterError> {
-        let done = self.handle.address().add(index, IpAddr::V4(address), prefix).execute().await;
-        done.map_err(io::Error::other).step(format!("cannot add the address {address}"))
-    }
-
-    async fn default_route(&self, gateway: Ipv4Addr) -> Result<(), EnterError> {
-        let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).build();
-        let done = self.handle.route().add(route).execute().await.map_err(io::Error::other);
-        done.step(format!("cannot route through {gateway}"))
-    }
 }

@@ -8,7 +8,7 @@ use model::destination::{
     BalancerKind, ConnectionPool, HashTable, LoadBalancer, OutlierDetection as OutlierPolicy, TlsMode,
 };
 use model::service::{Location, Protocol, Resolution, ServicePort};
-use model::workload::AppAddress;
+use model::workload::{AppAddress, Interception};
 use proto::envoy::config::cluster::v3::{
     CircuitBreakers, Cluster, OutlierDetection, UpstreamConnectionOptions,
     circuit_breakers::Thresholds,
@@ -20,7 +20,7 @@ use proto::envoy::config::cluster::v3::{
 };
 use proto::envoy::config::core::v3::{
     AggregatedConfigSource, ApiVersion, BindConfig, ConfigSource, ExtraSourceAddress, Http1ProtocolOptions,
-    Http2ProtocolOptions, HttpProtocolOptions as CommonHttpOptions, SocketOption, TcpKeepalive,
+    Http2ProtocolOptions, HttpProtocolOptions as CommonHttpOptions, SocketAddress, SocketOption, TcpKeepalive,
     config_source::ConfigSourceSpecifier, socket_option,
 };
 use proto::envoy::config::endpoint::v3::ClusterLoadAssignment;
@@ -62,6 +62,7 @@ impl Encoder<'_> {
         let effective = self.mesh.effective(self.caller(), service, target.port, target.subset.as_deref())?;
         let name = target.cluster_name();
         let mut cluster = self.policy_cluster(&name, &effective, port.protocol);
+        cluster.upstream_bind_config = self.leaves_from(service.location);
         let passthrough = effective.balancer.is_some_and(|balancer| balancer.kind == BalancerKind::Passthrough);
         let assignment = if passthrough || service.resolution == Resolution::None {
             original_destination(&mut cluster);
@@ -85,7 +86,6 @@ impl Encoder<'_> {
             connect_timeout: wire::duration(timeout),
             circuit_breakers: Some(limits(pool)),
             outlier_detection: effective.outlier.map(outlier),
-            upstream_bind_config: self.bind_config(),
             upstream_connection_options: keepalive(pool),
             typed_extension_protocol_options: http_options(pool, protocol),
             ..Cluster::default()
@@ -175,13 +175,16 @@ impl Encoder<'_> {
     }
 
     /// Where the proxy's outbound connections leave from: marked past the redirection, or from the workload's
-    /// own address so that peers see it.
-    fn bind_config(&self) -> Option<BindConfig> {
+    /// own address so that peers see it. From a loopback address nothing outside of the mesh can be reached.
+    fn leaves_from(&self, location: Location) -> Option<BindConfig> {
         if self.redirected() {
             return Some(BindConfig { socket_options: vec![mark()], ..BindConfig::default() });
         }
         let addresses = &self.workload.addresses;
         let first = addresses.first()?;
+        if location == Location::MeshExternal && first.is_loopback() {
+            return None;
+        }
         let other_family = addresses.iter().find(|address| address.is_ipv4() != first.is_ipv4());
         let source = |address: &std::net::IpAddr| Some(endpoints::socket_address(&address.to_string(), 0));
         let extra = |address| ExtraSourceAddress { address: source(address), ..ExtraSourceAddress::default() };
@@ -206,9 +209,7 @@ impl Encoder<'_> {
             load_assignment: Some(endpoints::single(&name, address)),
             connect_timeout: wire::duration(self.mesh.config().connect_timeout),
             circuit_breakers: Some(limits(&ConnectionPool::default())),
-            upstream_bind_config: self
-                .redirected()
-                .then(|| BindConfig { socket_options: vec![mark()], ..BindConfig::default() }),
+            upstream_bind_config: self.to_program(port),
             typed_extension_protocol_options: http_options(&ConnectionPool::default(), port.protocol),
             metadata: origin::of_service(origin, port.service.map(|(service, _)| service)),
             name,
@@ -216,9 +217,26 @@ impl Encoder<'_> {
         }
     }
 
+    /// How the proxy comes to its own program: marked past the redirection, or in the program's network namespace.
+    fn to_program(&self, port: &InboundPort<'_>) -> Option<BindConfig> {
+        match (&self.workload.interception, port.app) {
+            (Interception::Redirect, _) => Some(BindConfig { socket_options: vec![mark()], ..BindConfig::default() }),
+            (Interception::Explicit { .. }, _) | (Interception::Namespace { .. }, Some(AppAddress::Unix(_))) => None,
+            (Interception::Namespace { path }, app) => {
+                let v6 = matches!(app, Some(AppAddress::Socket(at)) if at.is_ipv6());
+                let source = SocketAddress {
+                    network_namespace_filepath: path.clone(),
+                    ..endpoints::socket_address(if v6 { "::" } else { "0.0.0.0" }, 0)
+                };
+                Some(BindConfig { source_address: Some(source), ..BindConfig::default() })
+            }
+        }
+    }
+
     /// A cluster that goes where the caller wanted to go.
     pub(super) fn passthrough_cluster(&self, name: &str) -> Cluster {
         let mut cluster = self.policy_cluster(name, &Effective::default(), Protocol::Auto);
+        cluster.upstream_bind_config = self.leaves_from(Location::MeshExternal);
         original_destination(&mut cluster);
         cluster
     }

@@ -123,6 +123,12 @@ pub(crate) fn socket_address(host: &str, port: u16) -> SocketAddress {
     }
 }
 
+/// A TCP address in the network namespace of a file.
+pub(crate) fn socket_in(namespace: &str, host: &str, port: u16) -> Address {
+    let socket = SocketAddress { network_namespace_filepath: namespace.to_owned(), ..socket_address(host, port) };
+    Address { address: Some(address::Address::SocketAddress(socket)) }
+}
+
 /// A Unix socket.
 pub(crate) fn pipe(path: &str) -> Address {
     Address { address: Some(address::Address::Pipe(Pipe { path: path.to_owned(), mode: 0 })) }

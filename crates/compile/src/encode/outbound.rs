@@ -36,7 +36,7 @@ impl<'a> Encoder<'a> {
                     self.explicit_outbound(bound);
                 }
             }
-            Interception::Redirect => self.redirected_outbound(),
+            Interception::Redirect | Interception::Namespace { .. } => self.redirected_outbound(),
         }
     }
 
@@ -333,7 +333,8 @@ impl<'a> Encoder<'a> {
             let name = format!("{address}_{}", port.number);
             let chains = self.service_chains(&name, Some(service), port.protocol, &service.hostname, port.number, None);
             let inspect = port.protocol != Protocol::Tcp;
-            let listener = self.virtual_listener(&name, &address.to_string(), port.number, chains, inspect);
+            let mut listener = self.virtual_listener(&name, &address.to_string(), port.number, chains, inspect);
+            listener.metadata = origin::of_service(&service.origin, Some(service));
             self.listeners.insert(name, listener);
         }
         if service.address_ranges.is_empty() {
@@ -419,9 +420,14 @@ impl<'a> Encoder<'a> {
         };
         let rest =
             FilterChain { name: "virtualOutbound-catchall-tcp".to_owned(), ..self.unknown_chain("virtualOutbound") };
+        let (address, additional_addresses) = match &self.workload.interception {
+            // Only IPv4 leads out of such a namespace.
+            Interception::Namespace { path } => (endpoints::socket_in(path, "0.0.0.0", OUTBOUND_PORT), Vec::new()),
+            _ => (endpoints::socket("0.0.0.0", OUTBOUND_PORT), self.any_v6(OUTBOUND_PORT)),
+        };
         Listener {
-            address: Some(endpoints::socket("0.0.0.0", OUTBOUND_PORT)),
-            additional_addresses: self.any_v6(OUTBOUND_PORT),
+            address: Some(address),
+            additional_addresses,
             use_original_dst: wire::boolean(true),
             metadata: origin::metadata(&self.workload.origin),
             ..outbound_listener("virtualOutbound", vec![circles, rest], Protocol::Tcp)

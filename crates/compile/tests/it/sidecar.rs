@@ -114,3 +114,42 @@ fn request_fields_on_an_opaque_port_deny_more_and_never_allow_more() {
     let denied = rules("DENY");
     assert_eq!(denied["policies"]["ns[bank]-policy[p]-rule[0]"]["permissions"][0]["any"], true, "{denied:#}");
 }
+
+#[test]
+fn a_program_in_its_own_namespace_is_redirected_there_and_reached_there() {
+    let own = r#"
+apiVersion: tulle.dev/v1alpha1
+kind: Workload
+metadata: {name: catalog-3, namespace: shop, labels: {app: catalog, version: v1}}
+spec: {serviceAccount: catalog, addresses: [127.77.0.7], ports: [{name: http, number: 8080, app: "127.0.0.1:8080", bind: "127.77.0.7:15006"}], interception: {namespace: /run/c3/netns}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: queue, namespace: shop}
+spec: {selector: {app: queue}, clusterIP: 240.240.0.9, ports: [{name: tcp, port: 7000}]}
+"#;
+    let snapshot = whole(&shop(own), "catalog-3.shop");
+    let outbound = resource(&snapshot.listeners, "virtualOutbound");
+    let address = &outbound["address"]["socket_address"];
+    assert_eq!(address["network_namespace_filepath"], "/run/c3/netns");
+    assert_eq!(address["port_value"], 15001);
+    let inbound = resource(&snapshot.listeners, "inbound|8080||");
+    assert_eq!(inbound["address"]["socket_address"]["address"], "127.77.0.7");
+    assert!(inbound["address"]["socket_address"]["network_namespace_filepath"].is_null(), "peers reach it out here");
+    let program = resource(&snapshot.clusters, "inbound|8080||");
+    let source = &program["upstream_bind_config"]["source_address"];
+    assert_eq!(
+        (&source["address"], &source["network_namespace_filepath"]),
+        (&"0.0.0.0".into(), &"/run/c3/netns".into())
+    );
+    let peers = resource(&snapshot.clusters, "outbound|80||catalog.shop.svc.cluster.local");
+    assert_eq!(
+        peers["upstream_bind_config"]["source_address"]["address"], "127.77.0.7",
+        "peers see where it comes from"
+    );
+    let rest = resource(&snapshot.clusters, "PassthroughCluster");
+    assert!(rest["upstream_bind_config"].is_null(), "from a loopback address nothing else is reached");
+    let queue = resource(&snapshot.listeners, "240.240.0.9_7000");
+    let services = &queue["metadata"]["filter_metadata"]["istio"]["services"];
+    assert_eq!(services[0]["host"], "queue.shop.svc.cluster.local");
+}

@@ -1,6 +1,7 @@
 //! Clusters.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,11 +15,12 @@ use proto::envoy::extensions::upstreams::http::v3 as upstream_http;
 use proto::google::protobuf::{Any, UInt32Value};
 
 use super::http::{http1, http2, positive};
-use super::value::{keepalive, socket_option};
+use super::value::{keepalive, placed_address, socket_option};
 use super::{Context, flag, number, type_name};
 use crate::balance::{LbPolicy, SlowStart};
 use crate::circuit::{Limits, RetryBudget};
 use crate::cluster::{ClusterConfig, Discovery, DnsFamily, DnsOptions, LbCommon, TransportMatch, UpstreamProtocol};
+use crate::listener::Address;
 use crate::metadata::{Datum, Metadata};
 use crate::outlier::OutlierConfig;
 
@@ -64,6 +66,7 @@ fn config(cx: &mut Context<'_>, message: &xds::Cluster) -> Option<ClusterConfig>
         context.auto_sni_san_validation |= options.auto_san_validation;
     }
     let bind = message.upstream_bind_config.as_ref();
+    let source = bind.and_then(|bind| source_address(cx, bind));
     let limits = limits(cx, message);
     Some(ClusterConfig {
         alt_stat_name: cx.text(&message.alt_stat_name),
@@ -96,7 +99,8 @@ fn config(cx: &mut Context<'_>, message: &xds::Cluster) -> Option<ClusterConfig>
             .and_then(|limits| limits.max_connections.as_ref())
             .map(|max| max.value),
         outlier: cx.optional("outlier_detection", message.outlier_detection.as_ref(), outlier).map(Arc::new),
-        source_address: bind.and_then(|bind| source_address(cx, bind)),
+        source_address: source.as_ref().and_then(|(address, _)| address.socket()).filter(is_chosen),
+        source_namespace: source.and_then(|(_, namespace)| namespace),
         socket_options: bind.map_or_else(Vec::new, |bind| {
             cx.field("upstream_bind_config", |cx| cx.list("socket_options", &bind.socket_options, socket_option))
         }),
@@ -562,9 +566,14 @@ fn outlier(cx: &mut Context<'_>, message: &xds::OutlierDetection) -> Option<Outl
     })
 }
 
-fn source_address(cx: &mut Context<'_>, bind: &core::BindConfig) -> Option<SocketAddr> {
+/// Where connections leave from, and in which network namespace.
+fn source_address(cx: &mut Context<'_>, bind: &core::BindConfig) -> Option<(Address, Option<Arc<Path>>)> {
     let source = bind.source_address.as_ref()?;
     let address = core::Address { address: Some(core::address::Address::SocketAddress(source.clone())) };
-    let built = cx.field("upstream_bind_config.source_address", |cx| super::value::address(cx, &address, false));
-    built.and_then(|address| address.socket()).filter(|address| !(address.ip().is_unspecified() && address.port() == 0))
+    cx.field("upstream_bind_config.source_address", |cx| placed_address(cx, &address, false))
+}
+
+/// Whether an address says anything to bind to.
+fn is_chosen(address: &SocketAddr) -> bool {
+    !(address.ip().is_unspecified() && address.port() == 0)
 }

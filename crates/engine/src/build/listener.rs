@@ -13,7 +13,7 @@ use proto::envoy::extensions::filters::network::{
 use proto::google::protobuf::Any;
 
 use super::access_log::access_log;
-use super::value::{address, cidr, inline_bytes, keepalive, socket_option};
+use super::value::{cidr, inline_bytes, keepalive, placed_address, socket_option};
 use super::{Context, fingerprint, flag, number, type_name};
 use crate::chains::{ChainMatch, ChainTable, SourceType};
 use crate::listener::{
@@ -45,9 +45,19 @@ pub(crate) fn listener(cx: &mut Context<'_>, bytes: &[u8]) -> Option<Listener> {
         return cx.field("api_listener", |cx| cx.refuse("is for proxyless gRPC only"));
     }
     let name = cx.needed("name", &message.name);
-    let own_address = cx.required("address", message.address.as_ref(), |cx, message| address(cx, message, false));
+    let own_address =
+        cx.required("address", message.address.as_ref(), |cx, message| placed_address(cx, message, false));
+    let (own_address, namespace) = own_address.unzip();
+    let namespace = namespace.flatten();
     let additional_addresses = cx.list("additional_addresses", &message.additional_addresses, |cx, message| {
-        cx.required("address", message.address.as_ref(), |cx, message| address(cx, message, false))
+        let further =
+            cx.required("address", message.address.as_ref(), |cx, message| placed_address(cx, message, false));
+        match further? {
+            (address, place) if place == namespace => Some(address),
+            _ => cx.field("address.socket_address.network_namespace_filepath", |cx| {
+                cx.refuse("must be that of the first address")
+            }),
+        }
     });
     let chains = chain_table(cx, &message);
     let old_bind = message.deprecated_v1.as_ref().and_then(|old| old.bind_to_port.as_ref());
@@ -55,6 +65,7 @@ pub(crate) fn listener(cx: &mut Context<'_>, bytes: &[u8]) -> Option<Listener> {
         name: name?,
         address: own_address?,
         additional_addresses,
+        namespace,
         bind: flag(message.bind_to_port.as_ref().or(old_bind), true),
         use_original_dst: flag(message.use_original_dst.as_ref(), false),
         direction: match message.traffic_direction {

@@ -23,7 +23,32 @@ use crate::matcher::{
 };
 use crate::tls::DataSource;
 
+/// An address of this process's own network namespace.
 pub(super) fn address(cx: &mut Context<'_>, message: &core::Address, names: bool) -> Option<Address> {
+    match placed_address(cx, message, names)? {
+        (address, None) => Some(address),
+        (_, Some(_)) => cx.field("socket_address.network_namespace_filepath", |cx| {
+            cx.refuse("is implemented for listeners and for source addresses only")
+        }),
+    }
+}
+
+/// An address, and the file of the network namespace it is in where that is not this process's own.
+pub(super) fn placed_address(
+    cx: &mut Context<'_>,
+    message: &core::Address,
+    names: bool,
+) -> Option<(Address, Option<Arc<Path>>)> {
+    use core::address::Address as Kind;
+    let namespace = match &message.address {
+        Some(Kind::SocketAddress(socket)) => Some(socket.network_namespace_filepath.as_str()),
+        _ => None,
+    };
+    let namespace = namespace.filter(|path| !path.is_empty()).map(|path| Arc::from(Path::new(path)));
+    Some((bare_address(cx, message, names)?, namespace))
+}
+
+fn bare_address(cx: &mut Context<'_>, message: &core::Address, names: bool) -> Option<Address> {
     use core::address::Address as Kind;
     match &message.address {
         Some(Kind::SocketAddress(socket)) => cx.field("socket_address", |cx| socket_address(cx, socket, names)),

@@ -260,3 +260,33 @@ proptest! {
         let _ = store.plan().listeners().count();
     }
 }
+
+#[test]
+fn a_network_namespace_is_for_listeners_and_sources_and_nothing_else() {
+    let mut store = Store::new();
+    let placed = RDS.replace("port_value: 8080}}", "port_value: 8080, network_namespace_filepath: /run/a/netns}}");
+    let bound = "name: a\nupstream_bind_config: {source_address: {address: 0.0.0.0, port_value: 0, network_namespace_filepath: /run/a/netns}}";
+    all_good(
+        &mut store,
+        &[
+            update::<proto::envoy::config::cluster::v3::Cluster>(CLUSTER, "a", bound),
+            update::<Listener>(LISTENER, "in", &placed),
+            update::<RouteConfiguration>(ROUTE, "8080", "name: '8080'"),
+        ],
+    );
+    let (plan, file) = (store.plan(), std::path::Path::new("/run/a/netns"));
+    assert_eq!(plan.listener("in").expect("listener").namespace.as_deref(), Some(file));
+    let config = &plan.cluster("a").expect("cluster").config;
+    assert_eq!((config.source_namespace.as_deref(), config.source_address), (Some(file), None));
+
+    let several = placed.replace(
+        "bind_to_port",
+        "additional_addresses: [{address: {socket_address: {address: 127.0.0.2, port_value: 8080}}}]\nbind_to_port",
+    );
+    let refused = |update: Update| Store::new().apply(&[update]).remove(0).expect_err("refused").to_string();
+    let error = refused(update::<Listener>(LISTENER, "in", &several));
+    assert!(error.contains("additional_addresses[0].address.socket_address.network_namespace_filepath"), "{error}");
+    let endpoint = "name: a\nload_assignment: {cluster_name: a, endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: 10.0.0.1, port_value: 80, network_namespace_filepath: /run/a/netns}}}}]}]}";
+    let error = refused(update::<proto::envoy::config::cluster::v3::Cluster>(CLUSTER, "a", endpoint));
+    assert!(error.contains("address.socket_address.network_namespace_filepath"), "{error}");
+}

@@ -32,22 +32,45 @@ pub struct Redirect {
     pub proxy_user: Option<u32>,
     /// Ports of the workload that are left alone.
     pub open_ports: Vec<u16>,
+    /// The proxy's own connections are made elsewhere: nothing passes here but what goes to the workload itself or to
+    /// the proxy, and nothing comes from outside.
+    pub closed: bool,
 }
 
 impl Redirect {
     /// The usual ports for a workload with this address.
     pub fn standard(address: Ipv4Addr) -> Self {
-        Self { address, outbound: 15001, inbound: 15006, proxy_user: None, open_ports: PROXY_PORTS.to_vec() }
+        Self {
+            address,
+            outbound: 15001,
+            inbound: 15006,
+            proxy_user: None,
+            open_ports: PROXY_PORTS.to_vec(),
+            closed: false,
+        }
+    }
+
+    /// For a program with this address whose proxy is outside of its namespace.
+    pub fn pocket(address: Ipv4Addr) -> Self {
+        Self { open_ports: Vec::new(), closed: true, ..Self::standard(address) }
     }
 
     /// The rules, in order.
     fn rules(&self) -> Vec<Rule> {
+        let outbound = Verdict::To(Ipv4Addr::LOCALHOST, self.outbound);
+        if self.closed {
+            return vec![
+                Rule::new(Chain::Output, vec![Match::LoopbackDestination], Verdict::Pass),
+                Rule::new(Chain::Output, vec![Match::Destination(self.address)], Verdict::Pass),
+                Rule::new(Chain::Output, vec![Match::Tcp], outbound),
+                Rule::new(Chain::Output, vec![], Verdict::Drop),
+            ];
+        }
         let mut rules = vec![Rule::new(Chain::Output, vec![Match::Mark(PROXY_MARK)], Verdict::Pass)];
         if let Some(user) = self.proxy_user {
             rules.push(Rule::new(Chain::Output, vec![Match::User(user)], Verdict::Pass));
         }
         rules.push(Rule::new(Chain::Output, vec![Match::LoopbackDestination], Verdict::Pass));
-        let outbound = Verdict::To(Ipv4Addr::LOCALHOST, self.outbound);
         rules.push(Rule::new(Chain::Output, vec![Match::Tcp], outbound));
         for port in &self.open_ports {
             rules.push(Rule::new(Chain::Prerouting, vec![Match::Tcp, Match::Port(*port)], Verdict::Pass));
@@ -72,12 +95,14 @@ impl fmt::Display for Redirect {
                         Match::Mark(mark) => write!(f, " meta mark {mark}")?,
                         Match::User(user) => write!(f, " meta skuid {user}")?,
                         Match::LoopbackDestination => write!(f, " ip daddr 127.0.0.0/8")?,
+                        Match::Destination(address) => write!(f, " ip daddr {address}")?,
                         Match::Tcp => write!(f, " meta l4proto tcp")?,
                         Match::Port(port) => write!(f, " tcp dport {port}")?,
                     }
                 }
                 match rule.verdict {
                     Verdict::Pass => writeln!(f, " return")?,
+                    Verdict::Drop => writeln!(f, " drop")?,
                     Verdict::To(address, port) => writeln!(f, " dnat to {address}:{port}")?,
                 }
             }
@@ -130,6 +155,7 @@ enum Match {
     Mark(u32),
     User(u32),
     LoopbackDestination,
+    Destination(Ipv4Addr),
     Tcp,
     Port(u16),
 }
@@ -138,6 +164,8 @@ enum Match {
 enum Verdict {
     /// Leave it alone.
     Pass,
+    /// Throw it away; who sent it is told so.
+    Drop,
     /// Send it there instead.
     To(Ipv4Addr, u16),
 }
@@ -145,6 +173,16 @@ enum Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_leaves_a_pocket_but_through_the_proxy() {
+        assert_eq!(
+            Redirect::pocket(Ipv4Addr::new(192, 0, 0, 2)).to_string(),
+            "table ip tulle {\n  chain output {\n    type nat hook output priority dstnat;\n    ip daddr 127.0.0.0/8 return\n    \
+             ip daddr 192.0.0.2 return\n    meta l4proto tcp dnat to 127.0.0.1:15001\n    drop\n  }\n  \
+             chain prerouting {\n    type nat hook prerouting priority dstnat;\n  }\n}\n"
+        );
+    }
 
     #[test]
     fn the_proxys_own_traffic_passes_before_anything_is_redirected() {

@@ -116,21 +116,15 @@ fn expressions<P: Pusher>(mut list: PushExprListAttrs<P>, rule: &Rule) -> PushEx
             Match::Tcp => meta(list, MetaKeys::L4Proto, &[TCP]),
             // Comparing the first byte only is comparing with 127.0.0.0/8.
             Match::LoopbackDestination => compare(payload(list, NETWORK_HEADER, DESTINATION_OFFSET, 1), &[127]),
+            Match::Destination(address) => {
+                compare(payload(list, NETWORK_HEADER, DESTINATION_OFFSET, 4), &address.octets())
+            }
             Match::Port(port) => compare(payload(list, TRANSPORT_HEADER, PORT_OFFSET, 2), &port.to_be_bytes()),
         };
     }
     match rule.verdict {
-        Verdict::Pass => list
-            .nested_elem()
-            .nested_data_immediate()
-            .push_dreg(0)
-            .nested_data()
-            .nested_verdict()
-            .push_code(VerdictCode::Return as u32)
-            .end_nested()
-            .end_nested()
-            .end_nested()
-            .end_nested(),
+        Verdict::Pass => end(list, VerdictCode::Return),
+        Verdict::Drop => end(list, VerdictCode::Drop),
         Verdict::To(address, port) => {
             let list = immediate(immediate(list, FIRST, &address.octets()), SECOND, &port.to_be_bytes());
             list.nested_elem()
@@ -143,6 +137,20 @@ fn expressions<P: Pusher>(mut list: PushExprListAttrs<P>, rule: &Rule) -> PushEx
                 .end_nested()
         }
     }
+}
+
+/// Ends the rule with a verdict.
+fn end<P: Pusher>(list: PushExprListAttrs<P>, code: VerdictCode) -> PushExprListAttrs<P> {
+    list.nested_elem()
+        .nested_data_immediate()
+        .push_dreg(0)
+        .nested_data()
+        .nested_verdict()
+        .push_code(code as u32)
+        .end_nested()
+        .end_nested()
+        .end_nested()
+        .end_nested()
 }
 
 /// Loads what is known of the packet, and compares it.

@@ -1,6 +1,7 @@
 //! `/clusters` and `/listeners`, as text and JSON.
 
 use std::fmt::Write as _;
+use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 
 use engine::endpoint::HealthStatus;
@@ -42,8 +43,10 @@ pub(super) fn listeners(desk: &Desk, query: &Query) -> Page {
         let statuses: Vec<Value> = listeners
             .iter()
             .map(|listener| {
-                let mut status = json!({"name": &*listener.name, "local_address": address_json(&listener.address)});
-                let more: Vec<Value> = listener.additional_addresses.iter().map(address_json).collect();
+                let place = listener.namespace.as_deref();
+                let address = |address| placed_json(address, place);
+                let mut status = json!({"name": &*listener.name, "local_address": address(&listener.address)});
+                let more: Vec<Value> = listener.additional_addresses.iter().map(address).collect();
                 if !more.is_empty()
                     && let Some(object) = status.as_object_mut()
                 {
@@ -228,6 +231,15 @@ fn host_json(endpoint: &Endpoint) -> Value {
         }
     }
     host
+}
+
+/// The address with the file of its network namespace.
+fn placed_json(address: &Address, namespace: Option<&Path>) -> Value {
+    let mut json = address_json(address);
+    if let (Some(path), Some(Value::Object(socket))) = (namespace, json.get_mut("socket_address")) {
+        socket.insert("network_namespace_filepath".to_owned(), path.display().to_string().into());
+    }
+    json
 }
 
 fn address_json(address: &Address) -> Value {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use engine::Plan;
@@ -22,6 +23,7 @@ pub struct Listeners {
 #[derive(Debug)]
 struct Door {
     wanted: Address,
+    namespace: Option<Arc<Path>>,
     bound: Option<SocketAddr>,
     /// The socket's number and the worker that accepts on it.
     sockets: Vec<(u64, usize)>,
@@ -58,7 +60,7 @@ impl Listeners {
         for (name, doors) in open {
             let listener = plan.listener(&name).filter(|listener| listener.bind);
             let (kept, closed): (Vec<_>, Vec<_>) =
-                doors.into_iter().partition(|door| listener.is_some_and(|l| addresses(l).any(|a| *a == door.wanted)));
+                doors.into_iter().partition(|door| listener.is_some_and(|listener| door.is_of(listener)));
             for (socket, worker) in closed.iter().flat_map(|door| &door.sockets) {
                 if let Some(worker) = workers.get(*worker) {
                     worker.order(Order::Stop { socket: *socket });
@@ -71,7 +73,7 @@ impl Listeners {
         for listener in plan.listeners().filter(|listener| listener.bind) {
             for address in addresses(listener) {
                 let known = self.open.get(&listener.name);
-                if known.is_some_and(|doors| doors.iter().any(|door| door.wanted == *address)) {
+                if known.is_some_and(|doors| doors.iter().any(|door| door.wanted == *address && door.is_of(listener))) {
                     continue;
                 }
                 match self.open_door(listener, address, workers) {
@@ -108,12 +110,14 @@ impl Listeners {
             transparent: listener.transparent,
             freebind: listener.freebind,
             ipv4_compat: false,
+            namespace: listener.namespace.clone(),
             backlog: listener.backlog.and_then(|backlog| i32::try_from(backlog).ok()).unwrap_or(4096),
             ..ListenOptions::default()
         };
         let first = bind(address, &options)?;
         let bound = first.local();
-        let mut door = Door { wanted: address.clone(), bound, sockets: Vec::new() };
+        let namespace = listener.namespace.clone();
+        let mut door = Door { wanted: address.clone(), namespace, bound, sockets: Vec::new() };
         let accepting = if own_sockets && bound.is_some() { workers.len() } else { 1 };
         let mut sockets = vec![first];
         while let (true, Some(bound)) = (sockets.len() < accepting, bound) {
@@ -127,6 +131,13 @@ impl Listeners {
             door.sockets.push((socket, index));
         }
         Ok(door)
+    }
+}
+
+impl Door {
+    /// Whether a listener still wants this address in this place.
+    fn is_of(&self, listener: &Listener) -> bool {
+        self.namespace == listener.namespace && addresses(listener).any(|address| *address == self.wanted)
     }
 }
 

@@ -7,15 +7,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
-use socket2::{SockRef, TcpKeepalive};
+use socket2::{Domain, SockRef, TcpKeepalive};
 use tokio::net::{TcpSocket, UnixStream};
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 
 use engine::listener::{SocketOption, SocketValue, TcpKeepalive as Keepalive};
 
-use super::option;
 use super::stream::{Raw, Socket, Stream};
+use super::{namespace, option};
 
 /// Where to connect to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -31,6 +31,8 @@ pub enum Target {
 pub struct DialOptions<'a> {
     /// Address to connect from; port 0: any.
     pub source: Option<SocketAddr>,
+    /// The file of the network namespace to connect in; `None`: this process's own.
+    pub namespace: Option<&'a Path>,
     /// Raw options set before connecting, such as `SO_MARK`, the guard against being redirected to oneself.
     pub options: &'a [SocketOption],
     /// TCP keepalive; `None`: off.
@@ -83,7 +85,15 @@ async fn connect(target: &Target, options: &DialOptions<'_>) -> io::Result<Socke
 }
 
 async fn connect_tcp(address: SocketAddr, options: &DialOptions<'_>) -> io::Result<Socket> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    let socket = match options.namespace {
+        None if address.is_ipv4() => TcpSocket::new_v4()?,
+        None => TcpSocket::new_v6()?,
+        Some(path) => {
+            let socket = namespace::tcp_socket(path, Domain::for_address(address)).await?;
+            socket.set_nonblocking(true)?;
+            TcpSocket::from_std_stream(socket.into())
+        }
+    };
     for SocketOption { level, name, value } in options.options {
         match value {
             SocketValue::Int(value) => option::set_int(&socket, *level, *name, *value)?,

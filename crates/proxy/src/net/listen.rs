@@ -4,11 +4,12 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use socket2::{Domain, SockRef, Socket as RawSocket, Type};
 use tokio::net::TcpStream;
 
-use super::canonical;
+use super::{canonical, namespace};
 
 /// How a listening socket is opened.
 #[derive(Debug, Clone)]
@@ -25,11 +26,21 @@ pub struct ListenOptions {
     pub backlog: i32,
     /// File mode of a Unix socket.
     pub mode: u32,
+    /// The file of the network namespace that a TCP socket is opened in; `None`: this process's own.
+    pub namespace: Option<Arc<Path>>,
 }
 
 impl Default for ListenOptions {
     fn default() -> Self {
-        Self { reuse_port: false, transparent: false, freebind: false, ipv4_compat: false, backlog: 4096, mode: 0o600 }
+        Self {
+            reuse_port: false,
+            transparent: false,
+            freebind: false,
+            ipv4_compat: false,
+            backlog: 4096,
+            mode: 0o600,
+            namespace: None,
+        }
     }
 }
 
@@ -68,7 +79,11 @@ impl Bound {
 /// # Errors
 /// What the system says, without the address: the caller knows it.
 pub fn bind_tcp(address: SocketAddr, options: &ListenOptions) -> io::Result<std::net::TcpListener> {
-    let socket = RawSocket::new(Domain::for_address(address), Type::STREAM, None)?;
+    let domain = Domain::for_address(address);
+    let socket = match &options.namespace {
+        None => RawSocket::new(domain, Type::STREAM, None)?,
+        Some(path) => namespace::tcp_socket_blocking(path, domain)?,
+    };
     socket.set_reuse_address(true)?;
     if options.reuse_port {
         socket.set_reuse_port(true)?;

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 pub mod dial;
 pub mod listen;
+pub mod namespace;
 pub mod option;
 pub mod relay;
 pub mod stream;

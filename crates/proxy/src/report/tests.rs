@@ -38,6 +38,7 @@ fn listener(direction: Direction) -> Arc<Listener> {
         name: "in".into(),
         address: Address::Socket(address("127.0.0.1:18881")),
         additional_addresses: Vec::new(),
+        namespace: None,
         bind: true,
         use_original_dst: false,
         direction,

@@ -288,6 +288,7 @@ pub async fn connect(cluster: &Cluster, target: &Target, tls: Option<Tls>) -> Re
     let config = &cluster.config;
     let options = DialOptions {
         source: config.source_address,
+        namespace: config.source_namespace.as_deref(),
         options: &config.socket_options,
         keepalive: config.keepalive,
         timeout: config.connect_timeout,

@@ -91,8 +91,20 @@ fn socket(field: &Field<'_>) -> Option<SocketAddr> {
     address
 }
 
+fn absolute(field: &Field<'_>) -> String {
+    let path = field.filled();
+    if !path.is_empty() && !path.starts_with('/') {
+        field.error(codes::ADDRESS, format!("`{path}` is no absolute path of a network namespace"));
+    }
+    path
+}
+
 fn interception(field: &Field<'_>) -> Interception {
     let object = field.object();
+    object.at_most_one(&["explicit", "namespace"]);
+    if let Some(namespace) = object.get("namespace") {
+        return Interception::Namespace { path: absolute(&namespace) };
+    }
     let Some(explicit) = object.get_even_null("explicit") else { return Interception::Redirect };
     let outbound = explicit.object().get("outbound").map(|field| field.items()).unwrap_or_default();
     let read = |item: &Field<'_>| {

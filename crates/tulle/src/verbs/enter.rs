@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 
-use node::enter::Enter;
+use node::enter::{Enter, Ids};
 
 use crate::cli::Global;
 use crate::output::{self, Exit};
@@ -27,12 +27,18 @@ pub(crate) struct Args {
     /// Make a mount namespace
     #[arg(long)]
     new_mounts: bool,
+    /// Make a network namespace for a program whose proxy is outside, bound to this file
+    #[arg(long, value_name = "FILE")]
+    pocket: Option<PathBuf>,
     /// Enter the network namespace bound to this file
     #[arg(long, value_name = "FILE")]
     network: Option<PathBuf>,
     /// Show this file as /etc/resolv.conf
     #[arg(long, value_name = "FILE")]
     resolv_conf: Option<PathBuf>,
+    /// Be this user in a user namespace below
+    #[arg(long, value_name = "UID:GID")]
+    again: Option<Ids>,
     /// Become this user
     #[arg(long, value_name = "UID")]
     user: Option<u32>,
@@ -46,8 +52,10 @@ pub(crate) fn run(args: Args, _global: &Global) -> Exit {
         new_user: args.new_user,
         new_network: args.new_network,
         new_mounts: args.new_mounts,
+        pocket: args.pocket,
         network: args.network,
         resolv_conf: args.resolv_conf,
+        again: args.again,
         user: args.user,
     };
     if let Err(error) = enter.enter() {
@@ -63,5 +71,5 @@ pub(crate) fn run(args: Args, _global: &Global) -> Exit {
         command.uid(user).gid(user);
     }
     let error = command.exec();
-    output::fail(Exit::Unreachable, format!("cannot start {}: {error}", program.display()), None)
+    output::fail(Exit::Invalid, format!("cannot start {}: {error}", program.display()), None)
 }

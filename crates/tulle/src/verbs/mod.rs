@@ -23,7 +23,6 @@ pub(crate) mod proxy_config;
 pub(crate) mod proxy_ls;
 pub(crate) mod proxy_run;
 pub(crate) mod run;
-pub(crate) mod run_declare;
 pub(crate) mod stat;
 pub(crate) mod stat_rows;
 pub(crate) mod table;

@@ -62,7 +62,7 @@ pub(crate) fn arrive(
     let spoken = spoken.unwrap_or(Protocol::Auto);
     let plan = plan_of(mesh, to)?;
     let listener = match &to.interception {
-        Interception::Explicit { .. } => plan.listener(&format!("inbound|{number}||")),
+        Interception::Explicit { .. } | Interception::Namespace { .. } => plan.listener(&format!("inbound|{number}||")),
         Interception::Redirect => plan.listener("virtualInbound"),
     };
     let listener = listener.ok_or_else(|| format!("{} takes nothing in on port {number}", to.id()))?;

@@ -1,7 +1,9 @@
 //! `tulle run --service`: a workload that declares itself, for as long as it runs.
 
+use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 
 use compile::WorkloadKey;
 use control::api::{ApplyRequest, DeleteRequest, ObjectName};
@@ -9,8 +11,8 @@ use control::client::{Client, ClientError};
 use identity::agent::Material;
 use serde_json::{Value, json};
 
-use super::connection::refuse;
 use crate::output::Exit;
+use crate::verbs::connection::refuse;
 
 /// Where a proxy listens when the program may listen on every address at its own port.
 const INBOUND: u16 = 15006;
@@ -22,6 +24,8 @@ pub(super) struct Offer {
     pub(super) service: String,
     pub(super) port: u16,
     pub(super) protocol: String,
+    /// The file of the network namespace that the program has to itself.
+    pub(super) pocket: Option<PathBuf>,
 }
 
 /// A workload that was declared here and goes when its program has ended.
@@ -75,7 +79,8 @@ async fn write(
         metadata(object, "name") == offer.service && metadata(object, "namespace") == workload.namespace
     };
     if !services.iter().any(|object| own(&object)) {
-        documents.push(service(workload, offer));
+        let taken = services.iter().filter_map(|object| object["spec"]["clusterIP"].as_str()?.parse().ok()).collect();
+        documents.push(service(workload, offer, &taken));
     }
     let others = services.iter().filter(|object| !own(object)).flat_map(|object| {
         let host = format!("{}.{}.svc.cluster.local", metadata(object, "name"), metadata(object, "namespace"));
@@ -94,21 +99,43 @@ async fn write(
     Ok(true)
 }
 
-fn service(workload: &WorkloadKey, offer: &Offer) -> Value {
+fn service(workload: &WorkloadKey, offer: &Offer, taken: &HashSet<Ipv4Addr>) -> Value {
+    // An address of its own tells it from others where nothing that is spoken does.
+    let mut address = virtual_address(&format!("{}.{}.svc.cluster.local", offer.service, workload.namespace));
+    while taken.contains(&address) {
+        let [.., c, d] = address.octets();
+        address = virtual_block(u16::from_be_bytes([c, d]).wrapping_add(1).to_be_bytes());
+    }
     let ports = json!([{"name": offer.protocol, "port": offer.port, "targetPort": offer.port}]);
     json!({"apiVersion": "v1", "kind": "Service",
         "metadata": {"name": offer.service, "namespace": workload.namespace},
-        "spec": {"selector": {"app": offer.service}, "ports": ports}})
+        "spec": {"selector": {"app": offer.service}, "clusterIP": address.to_string(), "ports": ports}})
 }
 
 fn self_description(workload: &WorkloadKey, offer: &Offer, material: &Material, outbound: &[Value]) -> Value {
     let address = loopback(&workload, 64);
     let port = json!({"name": offer.protocol, "number": offer.port, "app": format!("127.0.0.1:{}", offer.port),
         "bind": format!("{address}:{INBOUND}")});
+    let interception = match &offer.pocket {
+        Some(file) => json!({"namespace": file.display().to_string()}),
+        None => json!({"explicit": {"outbound": outbound}}),
+    };
     json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "Workload",
         "metadata": {"name": workload.name, "namespace": workload.namespace, "labels": {"app": offer.service}},
         "spec": {"serviceAccount": material.identity.service_account(), "addresses": [address.to_string()],
-            "meshed": true, "ports": [port], "interception": {"explicit": {"outbound": outbound}}}})
+            "meshed": true, "ports": [port], "interception": interception}})
+}
+
+/// An address that stands for a service without one, in a block that nobody routes (as Istio's).
+pub(super) fn virtual_address(host: &str) -> Ipv4Addr {
+    let mut hasher = DefaultHasher::new();
+    host.hash(&mut hasher);
+    let [a, b, ..] = hasher.finish().to_be_bytes();
+    virtual_block([a, b])
+}
+
+fn virtual_block([c, d]: [u8; 2]) -> Ipv4Addr {
+    Ipv4Addr::new(240, 240, c, d.clamp(1, 254))
 }
 
 /// A loopback address of its own for each thing: 127.FIRST.0.1 to 127.(FIRST + 63).255.254.
