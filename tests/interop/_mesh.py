@@ -224,6 +224,77 @@ spec:
 """
 
 
+# Only mTLS is taken.
+STRICT = """
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: default, namespace: shop}
+spec: {mtls: {mode: STRICT}}
+---
+"""
+# Only `web` may call `catalog`.
+ONLY_WEB = """
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: callers, namespace: shop}
+spec:
+  selector: {matchLabels: {app: catalog}}
+  rules: [{from: [{source: {principals: [cluster.local/ns/shop/sa/web]}}]}]
+---
+"""
+
+
+class Shop:
+    """The mesh of most scripts: `web` calls `catalog`, before which a program stands; `intruder` tries to."""
+
+    HOST = "catalog.shop.svc.cluster.local:8080"
+
+    def __init__(self):
+        self.web, self.catalog, self.intruder, self.legacy = (f"127.77.0.{number}" for number in (1, 2, 3, 9))
+        self.backend = Backend("catalog")
+        self.door = f"{self.catalog}:{free_port(self.catalog)}"
+        self.out, self.bad = (f"{ip}:{free_port(ip)}" for ip in ("127.79.1.2", "127.79.3.2"))
+
+    def yaml(self, *policies, intruder=False, version="v1"):
+        """Service, workloads and policies; the intruder only where it is wanted."""
+
+        def caller(name, address, bind):
+            outbound = f'[{{host: catalog.shop.svc.cluster.local, port: 8080, bind: "{bind}"}}]'
+            return workload_yaml(f"{name}-1", name, address, outbound=outbound)
+
+        port = f'{{name: http, number: 8080, app: "127.0.0.1:{self.backend.port}", bind: "{self.door}"}}'
+        return "".join([
+            service_yaml("catalog", 8080),
+            workload_yaml("catalog-1", "catalog", self.catalog, ports=f"[{port}]", version=version),
+            caller("web", self.web, self.out),
+            caller("intruder", self.intruder, self.bad) if intruder else "",
+            *policies,
+        ])
+
+    def get(self, path="/"):
+        """What `web` gets from `catalog`."""
+        return get(self.out, path, host=self.HOST)
+
+    def answered(self, number):
+        """Whether the route of `step(number)` is in force."""
+        status, headers, _ = self.get()
+        return status == 200 and headers.get("x-step") == str(number)
+
+
+def step(number, rules=""):
+    """A route to the catalog that says its number in each answer."""
+    return f"""
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: catalog, namespace: shop}}
+spec:
+  hosts: [catalog]
+  http:{rules}
+  - headers: {{response: {{set: {{x-step: '{number}'}}}}}}
+    route: [{{destination: {{host: catalog}}}}]
+"""
+
+
 def envoy_bootstrap(control, workload, address, transport, delta, admin):
     """What somebody writes who joins an Envoy of their own: xDS and SDS, and nothing about listeners or clusters."""
     name, namespace = workload.split(".")

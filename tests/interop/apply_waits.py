@@ -5,48 +5,23 @@ import os
 import re
 import signal
 
-from _mesh import Backend, Control, Sidecar, check, free_port, get, say, service_yaml, until, workload_yaml
+from _mesh import Control, Shop, Sidecar, check, say, step, until
 
-WEB, CATALOG = "127.77.0.1", "127.77.0.2"
-backend = Backend("catalog")
-in_port = free_port(CATALOG)
-OUT = f"127.79.1.2:{free_port('127.79.1.2')}"
-HOST = "catalog.shop.svc.cluster.local:8080"
-
-MESH = (
-    service_yaml("catalog", 8080)
-    + workload_yaml("catalog-1", "catalog", CATALOG,
-                    ports=f'[{{name: http, number: 8080, app: "127.0.0.1:{backend.port}", bind: "{CATALOG}:{in_port}"}}]')
-    + workload_yaml("web-1", "web", WEB,
-                    outbound=f'[{{host: catalog.shop.svc.cluster.local, port: 8080, bind: "{OUT}"}}]')
-)
-
-
-def step(number):
-    return f"""
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {{name: catalog, namespace: shop}}
-spec:
-  hosts: [catalog]
-  http:
-  - headers: {{response: {{set: {{x-step: '{number}'}}}}}}
-    route: [{{destination: {{host: catalog}}}}]
-"""
+shop = Shop()
 
 
 def now():
-    return get(OUT, host=HOST)[1].get("x-step")
+    return shop.get()[1].get("x-step")
 
 
 control = Control(store=True).start()
-code, out, errors = control.tulle("apply", "-f", "-", text=MESH)
+code, out, errors = control.tulle("apply", "-f", "-", text=shop.yaml())
 check(code == 0 and "Service shop/catalog created" in out, f"an empty store takes a mesh {errors}")
 control.agent("web-1.shop", "web")
 control.agent("catalog-1.shop", "catalog")
-catalog = Sidecar(control, "catalog-1.shop", CATALOG, "unix", True, "envoy")
-web = Sidecar(control, "web-1.shop", WEB, "tls", True, "tulle")
-until(lambda: get(OUT, host=HOST)[0] == 200, "a request goes through", 20)
+catalog = Sidecar(control, "catalog-1.shop", shop.catalog, "unix", True, "envoy")
+web = Sidecar(control, "web-1.shop", shop.web, "tls", True, "tulle")
+until(lambda: shop.get()[0] == 200, "a request goes through", 20)
 until(lambda: control.synced("web-1.shop", "catalog-1.shop"), "both acknowledged everything", 20)
 
 slowest = 0.0

@@ -5,67 +5,19 @@ nobody, a dead control plane hurts nobody, and nobody gets another workload's co
 import json
 import time
 
-from _mesh import WORK, Backend, Control, Envoy, check, free_port, get, say, service_yaml, until, workload_yaml
+from _mesh import ENVOY, ONLY_WEB, STRICT, WORK, Control, Envoy, Program, Shop, check, get, say, step, until
 
-WEB, CATALOG = "127.77.0.1", "127.77.0.2"
-catalog_v1 = Backend("catalog")
-out_port, in_port = free_port("127.79.1.2"), free_port(CATALOG)
-OUT = f"127.79.1.2:{out_port}"
-HOST = "catalog.shop.svc.cluster.local:8080"
-
-
-def route(extra=""):
-    return f"""
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {{name: catalog, namespace: shop}}
-spec:
-  hosts: [catalog]
-  http:
-  - {extra}
-    route: [{{destination: {{host: catalog}}}}]
-"""
-
-
-def step(number):
-    return route(f"headers: {{response: {{set: {{x-step: '{number}'}}}}}}")
-
-
-MESH = (
-    service_yaml("catalog", 8080)
-    + workload_yaml("catalog-1", "catalog", CATALOG,
-                    ports=f'[{{name: http, number: 8080, app: "127.0.0.1:{catalog_v1.port}", bind: "{CATALOG}:{in_port}"}}]')
-    + workload_yaml("web-1", "web", WEB,
-                    outbound=f'[{{host: catalog.shop.svc.cluster.local, port: 8080, bind: "{OUT}"}}]')
-    + """
-apiVersion: security.istio.io/v1
-kind: PeerAuthentication
-metadata: {name: default, namespace: shop}
-spec: {mtls: {mode: STRICT}}
----
-apiVersion: security.istio.io/v1
-kind: AuthorizationPolicy
-metadata: {name: catalog, namespace: shop}
-spec:
-  selector: {matchLabels: {app: catalog}}
-  rules: [{from: [{source: {principals: [cluster.local/ns/shop/sa/web]}}]}]
-"""
-)
-
-
-def answered(number):
-    status, headers, _ = get(OUT, host=HOST)
-    return status == 200 and headers.get("x-step") == str(number)
+shop = Shop()
 
 
 def one_way(control, transport, delta, number):
     kind = f"{'delta' if delta else 'state-of-the-world'} over {'the Unix socket' if transport == 'unix' else 'mTLS'}"
     say(f"-- {kind}")
     control.write("route.yaml", step(number))
-    catalog = Envoy(control, "catalog-1.shop", CATALOG, transport, delta)
-    web = Envoy(control, "web-1.shop", WEB, transport, delta)
-    until(lambda: answered(number), f"a request goes through both Envoys ({kind})")
-    status, _, body = get(OUT, host=HOST)
+    catalog = Envoy(control, "catalog-1.shop", shop.catalog, transport, delta)
+    web = Envoy(control, "web-1.shop", shop.web, transport, delta)
+    until(lambda: shop.answered(number), f"a request goes through both Envoys ({kind})")
+    status, _, body = shop.get()
     peer = json.loads(body)["headers"]
     certificate = next((value for name, value in peer.items() if name.lower() == "x-forwarded-client-cert"), "")
     check(status == 200 and "spiffe://cluster.local/ns/shop/sa/web" in certificate, f"with the caller's identity ({kind})")
@@ -76,12 +28,12 @@ def one_way(control, transport, delta, number):
     took = []
     for change in range(number + 1, number + 6):
         control.write("route.yaml", step(change))
-        took.append(until(lambda: answered(change), "a change of a route takes effect", 5))
+        took.append(until(lambda: shop.answered(change), "a change of a route takes effect", 5))
     check(max(took) < 2, f"five changes took effect, the slowest after {max(took) * 1e3:.0f} ms")
 
     control.write("bad.yaml", "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: bad, namespace: shop}\nspec:\n  hosts: [catalog]\n  http: [{route: [{destination: {host: catalog}, weight: lots}]}]\n")
     control.write("route.yaml", step(number + 6))
-    until(lambda: answered(number + 6), "a good change beside a bad object takes effect", 5)
+    until(lambda: shop.answered(number + 6), "a good change beside a bad object takes effect", 5)
     _, out, _ = control.tulle("get", "vs", "-n", "shop")
     bad = next((line for line in out.splitlines() if " bad " in line), "")
     check("rejected" in bad and "bad.yaml:" in bad, f"`get` shows it: {bad.strip()}")
@@ -90,13 +42,13 @@ def one_way(control, transport, delta, number):
 
     control.stop()
     for _ in range(50):
-        status, _, _ = get(OUT, host=HOST)
+        status, _, _ = shop.get()
         check(status == 200, "the dead control plane hurts nobody") if status != 200 else None
         time.sleep(0.02)
     say("ok: 50 requests without the control plane")
     control.write("route.yaml", step(number + 7))
     control.start()
-    took = until(lambda: answered(number + 7), "both come back after its restart", 40)
+    took = until(lambda: shop.answered(number + 7), "both come back after its restart", 40)
     say(f"ok: changes arrive again {took:.1f} s after its restart")
     until(lambda: control.synced("web-1.shop", "catalog-1.shop"), "both proxies acknowledged everything again", 40)
     rejects = [text for text in (web.text(), catalog.text()) if "rejected" in text.lower()]
@@ -106,7 +58,7 @@ def one_way(control, transport, delta, number):
 
 
 control = Control()
-control.write("mesh.yaml", MESH)
+control.write("mesh.yaml", shop.yaml(STRICT, ONLY_WEB))
 control.write("route.yaml", step(0))
 control.start()
 control.agent("web-1.shop", "web")
@@ -122,8 +74,6 @@ intruder = json.loads((WORK / "envoy-web-1.shop.json").read_text())
 intruder["node"]["id"] = intruder["node"]["id"].replace("web-1.shop", "catalog-1.shop")
 file = WORK / "intruder.json"
 file.write_text(json.dumps(intruder))
-from _mesh import ENVOY, Program  # noqa: E402
-
 thief = Program("intruder", ENVOY, "-c", file, "--use-dynamic-base-id", "--concurrency", "1", "-l", "warning")
 until(lambda: "other_identity_refused" in control.program.text(), "the attempt is audited")
 admin = intruder["admin"]["address"]["socket_address"]

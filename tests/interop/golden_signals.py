@@ -6,53 +6,28 @@ import http.client
 import json
 import subprocess
 
-from _mesh import TULLE, WORK, Backend, Control, Sidecar, check, free_port, get, service_yaml, until, workload_yaml
+from _mesh import ONLY_WEB, TULLE, WORK, Control, Shop, Sidecar, check, get, until, workload_yaml
 
-WEB, CATALOG, INTRUDER, LEGACY = "127.77.0.1", "127.77.0.2", "127.77.0.3", "127.77.0.9"
-backend = Backend("catalog")
-in_port = free_port(CATALOG)
-OUT, BAD = f"127.79.1.2:{free_port('127.79.1.2')}", f"127.79.3.2:{free_port('127.79.3.2')}"
-HOST = "catalog.shop.svc.cluster.local:8080"
-
-
-def calls(bind):
-    return f'[{{host: catalog.shop.svc.cluster.local, port: 8080, bind: "{bind}"}}]'
-
-
-MESH = (
-    service_yaml("catalog", 8080)
-    + workload_yaml("catalog-1", "catalog", CATALOG, version="v7",
-                    ports=f'[{{name: http, number: 8080, app: "127.0.0.1:{backend.port}", bind: "{CATALOG}:{in_port}"}}]')
-    + workload_yaml("web-1", "web", WEB, outbound=calls(OUT))
-    + workload_yaml("intruder-1", "intruder", INTRUDER, outbound=calls(BAD))
-    + workload_yaml("legacy", "legacy", LEGACY).replace("meshed: true", "meshed: false")
-    + """
-apiVersion: security.istio.io/v1
-kind: AuthorizationPolicy
-metadata: {name: callers, namespace: shop}
-spec:
-  selector: {matchLabels: {app: catalog}}
-  rules: [{from: [{source: {principals: [cluster.local/ns/shop/sa/web]}}]}]
----
-"""
-)
+shop = Shop()
+LEGACY = workload_yaml("legacy", "legacy", shop.legacy).replace("meshed: true", "meshed: false")
 
 control = Control()
-control.write("mesh.yaml", MESH)
+control.write("mesh.yaml", shop.yaml(LEGACY, ONLY_WEB, intruder=True, version="v7"))
 control.start()
 proxies = {}
-for workload, account, address in (("catalog-1.shop", "catalog", CATALOG), ("web-1.shop", "web", WEB),
-                                   ("intruder-1.shop", "intruder", INTRUDER)):
+for workload, account, address in (("catalog-1.shop", "catalog", shop.catalog),
+                                   ("web-1.shop", "web", shop.web),
+                                   ("intruder-1.shop", "intruder", shop.intruder)):
     control.agent(workload, account)
     proxies[workload] = Sidecar(control, workload, address, "unix", True, kind="tulle")
 until(lambda: control.synced(*proxies), "all proxies have their configuration")
-until(lambda: get(OUT, host=HOST)[0] == 200, "web reaches catalog")
+until(lambda: shop.get()[0] == 200, "web reaches catalog")
 
 
 def plaintext():
     """The caller without a proxy, from its own address."""
-    connection = http.client.HTTPConnection(CATALOG, in_port, timeout=5, source_address=(LEGACY, 0))
-    connection.request("GET", "/plain", headers={"host": HOST})
+    connection = http.client.HTTPConnection(shop.door, timeout=5, source_address=(shop.legacy, 0))
+    connection.request("GET", "/plain", headers={"host": shop.HOST})
     answer = connection.getresponse()
     answer.read()
     connection.close()
@@ -61,13 +36,13 @@ def plaintext():
 
 tapping = subprocess.Popen([TULLE, "tap", "catalog.shop", "--only", "denied", "--max", "2", "-o", "json", "--run-dir",
                             str(control.run)], stdout=subprocess.PIPE, text=True)
-until(lambda: plaintext() == 403 and get(BAD, "/secret", host=HOST)[0] == 403 and tapping.poll() is not None,
+until(lambda: plaintext() == 403 and get(shop.bad, "/secret", host=shop.HOST)[0] == 403 and tapping.poll() is not None,
       "tap showed two refused requests")
 events = [json.loads(line) for line in tapping.stdout]
 check(tapping.returncode == 0 and all(event["denied"] and event["status"] == 403 for event in events),
       "tap shows refused requests only")
 for _ in range(20):
-    check_status, _, body = get(OUT, "/items", host=HOST)
+    check_status, _, body = shop.get("/items")
 told = {name.lower() for name in json.loads(body)["headers"]}
 check(check_status == 200 and not any("peer-metadata" in name for name in told), "the program sees no metadata of peers")
 

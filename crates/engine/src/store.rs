@@ -1,8 +1,9 @@
 //! Holds the resources that came so far and turns them into plans.
 //!
 //! Each resource is taken whole or not at all, and the last good one of its name stays. A plan shares all parts that did
-//! not change with the plan before it. A listener that waits for its routes, and a cluster that waits for its
-//! endpoints, is not in the plan until they came, or until the caller says that it waited long enough.
+//! not change with the plan before it. A listener that waits for its routes, a cluster that waits for its endpoints, and
+//! either that waits for its secrets, is not in the plan until they came, or until the caller says that it waited long
+//! enough. The first listeners wait for all clusters besides, as in Envoy: no request comes in before it can go out.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -80,6 +81,8 @@ pub struct Store {
     endpoints: HashMap<Arc<str>, Arc<EndpointSet>>,
     /// Names of static listeners and clusters, which no update may touch.
     fixed: HashSet<(&'static str, Arc<str>)>,
+    /// Secrets that somebody else has (streams of their own, files): the caller says when they came.
+    delivered: HashSet<SecretRef>,
     /// What may go into the plan incomplete.
     released: HashSet<(&'static str, Arc<str>)>,
     ignored: Vec<IgnoredField>,
@@ -125,6 +128,9 @@ impl Store {
                 if *update.type_url == *kind {
                     *outcome = self.apply_one(&mut next, kind, update);
                 }
+            }
+            if kind == SECRET && updates.iter().any(|update| *update.type_url == *SECRET) {
+                self.place_clusters(&mut next);
             }
         }
         for (update, outcome) in updates.iter().zip(&mut outcomes) {
@@ -187,19 +193,28 @@ impl Store {
     /// Secrets from ADS that TLS contexts name. Sorted.
     #[must_use]
     pub fn wanted_secrets(&self) -> Vec<Arc<str>> {
-        let downstream = self.listeners.values().flat_map(|l| l.chains.iter()).filter_map(|c| c.tls.as_deref());
-        let upstream = self.clusters.values().flat_map(|entry| {
-            let matches = entry.config.transport_matches.iter().filter_map(|rule| rule.tls.as_deref());
-            entry.config.tls.as_deref().into_iter().chain(matches)
-        });
-        let contexts = downstream.map(|tls| &tls.common).chain(upstream.map(|tls| &tls.common));
-        sorted(contexts.flat_map(ads_secrets))
+        let ads = self.secrets().into_iter().filter(|secret| secret.source == SecretSource::Ads);
+        sorted(ads.map(|secret| secret.name))
+    }
+
+    /// All secrets that TLS contexts name, wherever they come from, also those of what is not in the plan yet.
+    #[must_use]
+    pub fn secrets(&self) -> HashSet<SecretRef> {
+        let downstream = self.listeners.values().flat_map(|listener| listener_secrets(listener));
+        downstream.chain(self.clusters.values().flat_map(|entry| cluster_secrets(&entry.config))).cloned().collect()
+    }
+
+    /// A secret that comes from elsewhere (a stream of its own, a file) is there now.
+    pub fn delivered(&mut self, secret: &SecretRef) {
+        if self.delivered.insert(secret.clone()) {
+            self.place_all();
+        }
     }
 
     /// What is not in the plan yet because a part of it has not come: type URL and name. Sorted.
     #[must_use]
     pub fn warming(&self) -> Vec<(Arc<str>, Arc<str>)> {
-        let clusters = self.clusters.values().filter(|entry| !self.is_ready(entry));
+        let clusters = self.clusters.values().filter(|entry| !self.is_ready(entry, &self.plan));
         let clusters = clusters.map(|entry| (Arc::from(CLUSTER), entry.config.name.clone()));
         let listeners = self.listeners.values().filter(|listener| !self.is_complete(listener, &self.plan));
         let listeners = listeners.map(|listener| (Arc::from(LISTENER), listener.name.clone()));
@@ -208,19 +223,29 @@ impl Store {
     }
 
     /// The caller has waited long enough (`initial_fetch_timeout`): everything warming goes into the plan with what
-    /// there is (no routes: 404, no endpoints: 503).
+    /// there is (no routes: 404, no endpoints: 503, no secrets: connections are refused).
     pub fn stop_waiting(&mut self) {
         let warming = self.warming();
+        self.release(&warming);
+    }
+
+    /// As [`Store::stop_waiting`], for these resources of [`Store::warming`] alone.
+    pub fn release(&mut self, warming: &[(Arc<str>, Arc<str>)]) {
         if warming.is_empty() {
             return;
         }
-        self.released.extend(warming.into_iter().map(|(type_url, name)| (kind_of(&type_url), name)));
+        self.released.extend(warming.iter().map(|(type_url, name)| (kind_of(type_url), name.clone())));
+        self.place_all();
+    }
+
+    fn place_all(&mut self) {
         let mut next = (*self.plan).clone();
-        let names: Vec<Arc<str>> = self.clusters.keys().cloned().collect();
-        for name in names {
-            self.place_cluster(&mut next, &name);
-        }
+        self.place_clusters(&mut next);
         self.publish(next);
+    }
+
+    fn place_clusters(&self, next: &mut Plan) {
+        self.clusters.keys().for_each(|name| self.place_cluster(next, name));
     }
 
     /// Names that clusters with DNS discovery want resolved: cluster, host, port. Sorted.
@@ -277,7 +302,7 @@ impl Store {
             CLUSTER => self.add_cluster(next, &update.name, body),
             ENDPOINTS => self.add_endpoints(next, &update.name, body),
             ROUTE => self.add_routes(next, &update.name, body),
-            _ => self.add_listener(next, &update.name, body),
+            _ => self.add_listener(&update.name, body),
         };
         built.map_err(|faults| UpdateError { kind, name: update.name.clone(), faults })
     }
@@ -313,6 +338,7 @@ impl Store {
             None => Default::default(),
         };
         let entry = ClusterEntry { config: Arc::new(config), inline: Arc::new(inline), resolved, state };
+        self.released.remove(&(kind_of(CLUSTER), name.clone()));
         self.clusters.insert(name.clone(), entry);
         self.place_cluster(next, name);
         Ok(())
@@ -368,7 +394,7 @@ impl Store {
         Ok(())
     }
 
-    fn add_listener(&mut self, next: &mut Plan, name: &Arc<str>, body: &Bytes) -> Result<(), Vec<Fault>> {
+    fn add_listener(&mut self, name: &Arc<str>, body: &Bytes) -> Result<(), Vec<Fault>> {
         let version = build::fingerprint(body);
         if self.listeners.get(name).is_some_and(|listener| listener.version == version) {
             return Ok(());
@@ -386,8 +412,8 @@ impl Store {
             }
         }
         let listener = Arc::new(cx.finish(built)?);
-        self.listeners.insert(name.clone(), listener.clone());
-        let _ = next;
+        self.listeners.insert(name.clone(), listener);
+        self.released.remove(&(kind_of(LISTENER), name.clone()));
         Ok(())
     }
 
@@ -420,7 +446,7 @@ impl Store {
     /// Puts a cluster that is ready into the plan; one that is not keeps its last running form there.
     fn place_cluster(&self, next: &mut Plan, name: &Arc<str>) {
         let Some(entry) = self.clusters.get(name) else { return };
-        if !self.is_ready(entry) {
+        if !self.is_ready(entry, next) {
             return;
         }
         let old = next.clusters.get(name);
@@ -441,7 +467,7 @@ impl Store {
         next.clusters.insert(name.clone(), Arc::new(cluster));
     }
 
-    fn is_ready(&self, entry: &ClusterEntry) -> bool {
+    fn is_ready(&self, entry: &ClusterEntry, plan: &Plan) -> bool {
         let has = match &entry.config.discovery {
             Discovery::Eds(service) => self.endpoints.contains_key(service),
             Discovery::StrictDns | Discovery::LogicalDns => {
@@ -449,12 +475,22 @@ impl Store {
             }
             Discovery::Static | Discovery::OriginalDst { .. } => true,
         };
-        has || self.released.contains(&(kind_of(CLUSTER), entry.config.name.clone()))
+        has && self.has_secrets(cluster_secrets(&entry.config), plan)
+            || self.released.contains(&(kind_of(CLUSTER), entry.config.name.clone()))
+    }
+
+    fn has_secrets<'a>(&self, mut secrets: impl Iterator<Item = &'a SecretRef>, plan: &Plan) -> bool {
+        secrets.all(|secret| match secret.source {
+            SecretSource::Static | SecretSource::Ads => plan.secrets.contains_key(&secret.name),
+            SecretSource::Grpc { .. } | SecretSource::Path(_) => self.delivered.contains(secret),
+        })
     }
 
     fn is_complete(&self, listener: &Listener, plan: &Plan) -> bool {
         self.released.contains(&(kind_of(LISTENER), listener.name.clone()))
-            || route_names(listener).iter().all(|name| plan.routes.contains_key(name))
+            || (route_names(listener).iter().all(|name| plan.routes.contains_key(name))
+                && self.has_secrets(listener_secrets(listener), plan)
+                && (!plan.listeners.is_empty() || self.clusters.values().all(|entry| self.is_ready(entry, plan))))
     }
 
     fn clusters_of(&self, service: &Arc<str>) -> Vec<Arc<str>> {
@@ -480,12 +516,13 @@ impl Store {
     }
 
     fn publish(&mut self, mut next: Plan) {
-        for (name, listener) in &self.listeners {
+        let fresh = |name: &Arc<str>, listener: &Arc<Listener>| {
             let current = next.listeners.get(name).is_some_and(|old| Arc::ptr_eq(old, listener));
-            if !current && self.is_complete(listener, &next) {
-                next.listeners.insert(name.clone(), listener.clone());
-            }
-        }
+            !current && self.is_complete(listener, &next)
+        };
+        let complete: Vec<_> = self.listeners.iter().filter(|(name, listener)| fresh(name, listener)).collect();
+        let complete: Vec<_> = complete.into_iter().map(|(name, listener)| (name.clone(), listener.clone())).collect();
+        next.listeners.extend(complete);
         next.index_addresses();
         next.generation = self.plan.generation + 1;
         self.plan = Arc::new(next);
@@ -566,14 +603,21 @@ fn route_names(listener: &Listener) -> Vec<Arc<str>> {
         .collect()
 }
 
-fn ads_secrets(common: &TlsCommon) -> Vec<Arc<str>> {
+fn listener_secrets(listener: &Listener) -> impl Iterator<Item = &SecretRef> {
+    listener.chains.iter().filter_map(|chain| chain.tls.as_deref()).flat_map(|tls| secrets_of(&tls.common))
+}
+
+fn cluster_secrets(config: &ClusterConfig) -> impl Iterator<Item = &SecretRef> {
+    let matches = config.transport_matches.iter().filter_map(|rule| rule.tls.as_deref());
+    config.tls.as_deref().into_iter().chain(matches).flat_map(|tls| secrets_of(&tls.common))
+}
+
+fn secrets_of(common: &TlsCommon) -> impl Iterator<Item = &SecretRef> {
     let own = common.certificates.iter().filter_map(|source| match source {
         CertificateSource::Secret(secret) => Some(secret),
         CertificateSource::Inline(_) => None,
     });
-    let roots = common.validation.as_ref().and_then(|validation| validation.secret.as_ref());
-    let ads = own.chain(roots).filter(|SecretRef { source, .. }| *source == SecretSource::Ads);
-    ads.map(|secret| secret.name.clone()).collect()
+    own.chain(common.validation.as_ref().and_then(|validation| validation.secret.as_ref()))
 }
 
 fn check_name(cx: &mut Context<'_>, wanted: &str, found: &str) {

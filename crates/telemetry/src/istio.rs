@@ -114,6 +114,10 @@ pub struct Sample {
     pub request_bytes: u64,
     /// Bytes of the answer's body.
     pub response_bytes: u64,
+    /// gRPC messages of the request.
+    pub request_messages: u64,
+    /// gRPC messages of the answer.
+    pub response_messages: u64,
     /// Whether an authorization policy refused it.
     pub denied: bool,
 }
@@ -127,6 +131,8 @@ struct ResponseCells {
     duration: Histogram,
     request_bytes: Histogram,
     response_bytes: Histogram,
+    request_messages: Counter,
+    response_messages: Counter,
 }
 
 /// The numbers of raw TCP connections that ended with the same flags.
@@ -297,6 +303,10 @@ impl EdgeHandle {
         cells.duration.observe_duration(sample.duration);
         cells.request_bytes.observe(sample.request_bytes);
         cells.response_bytes.observe(sample.response_bytes);
+        if key.grpc {
+            cells.request_messages.add(sample.request_messages);
+            cells.response_messages.add(sample.response_messages);
+        }
     }
 
     /// Counts a raw TCP connection that was opened.
@@ -438,6 +448,7 @@ struct ResponseSums {
     duration: HistogramSnapshot,
     request_bytes: HistogramSnapshot,
     response_bytes: HistogramSnapshot,
+    messages: [u64; 2],
 }
 
 fn visit_responses(edge: &Edge, row: &Row<EdgeCells>, visit: &mut dyn FnMut(Stat)) {
@@ -453,6 +464,9 @@ fn visit_responses(edge: &Edge, row: &Row<EdgeCells>, visit: &mut dyn FnMut(Stat
                 cells.duration.add_to(&mut sum.duration);
                 cells.request_bytes.add_to(&mut sum.request_bytes);
                 cells.response_bytes.add_to(&mut sum.response_bytes);
+                let [requests, responses] = &mut sum.messages;
+                *requests += cells.request_messages.value();
+                *responses += cells.response_messages.value();
             }
         }
     }
@@ -466,6 +480,11 @@ fn visit_responses(edge: &Edge, row: &Row<EdgeCells>, visit: &mut dyn FnMut(Stat
             ("istio_response_bytes", "Bytes of response bodies.", histogram(sum.response_bytes)),
         ] {
             visit(own_stat(family, &labels, help, value));
+        }
+        if key.grpc {
+            let [requests, responses] = sum.messages.map(Value::Counter);
+            visit(own_stat("istio_request_messages_total", &labels, "gRPC messages from callers.", requests));
+            visit(own_stat("istio_response_messages_total", &labels, "gRPC messages to callers.", responses));
         }
     }
 }
@@ -561,6 +580,25 @@ pub(crate) mod tests {
         let mut sorted = names;
         sorted.sort();
         assert_eq!(sorted, wanted);
+    }
+
+    #[test]
+    fn messages_are_counted_of_grpc_alone() {
+        let requests = Requests::new(1, 10);
+        let mut handle = requests.edge(&edge("web", "pricing"), 0);
+        let sample = Sample { request_messages: 3, response_messages: 7, ..Sample::default() };
+        handle.response(ok(), no_flags, &sample);
+        handle.response(ResponseKey { grpc: true, grpc_status: Some(0), ..ok() }, no_flags, &sample);
+        let mut seen = Vec::new();
+        requests.visit(&mut |stat: Stat| {
+            if let Value::Counter(value) = &stat.value
+                && stat.family.contains("_messages_")
+            {
+                seen.push((stat.family.to_string(), *value));
+            }
+        });
+        let wanted = [("istio_request_messages_total", 3), ("istio_response_messages_total", 7)];
+        assert_eq!(seen, wanted.map(|(family, value)| (family.to_owned(), value)));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::verbs;
 /// Tulle, a light service mesh.
 #[derive(Debug, Parser)]
 #[command(name = "tulle", version, propagate_version = true, disable_help_subcommand = true, max_term_width = 110)]
-#[command(after_help = "Examples:\n  tulle version\n  tulle completion bash > /etc/bash_completion.d/tulle")]
+#[command(after_help = "Examples:\n  tulle demo\n  tulle check\n  tulle explain TL0107")]
 pub(crate) struct Cli {
     #[command(flatten)]
     global: Global,
@@ -34,25 +34,25 @@ pub(crate) struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    Control(verbs::control::Args),
+    Demo(verbs::demo::Args),
+    Run(verbs::run::Args),
+    Check(verbs::check::Args),
+    Stat(verbs::stat::Args),
+    Tap(verbs::tap::Args),
     Apply(verbs::apply::Args),
     Get(verbs::get::Args),
     Delete(verbs::delete::Args),
-    Proxy(verbs::proxy::Args),
-    Stat(verbs::stat::Args),
-    Tap(verbs::tap::Args),
-    Version(verbs::version::Args),
-    Completion(verbs::completion::Args),
-    Demo(verbs::demo::Args),
-    Translate(verbs::translate::Args),
-    Enter(verbs::enter::Args),
-    Token(verbs::token::Args),
-    Agent(verbs::agent::Args),
-    Run(verbs::run::Args),
     Analyze(verbs::analyze::Args),
     Explain(verbs::explain::Args),
     Authz(verbs::authz::Args),
-    Check(verbs::check::Args),
+    Translate(verbs::translate::Args),
+    Proxy(verbs::proxy::Args),
+    Control(verbs::control::Args),
+    Token(verbs::token::Args),
+    Agent(verbs::agent::Args),
+    Completion(verbs::completion::Args),
+    Version(verbs::version::Args),
+    Enter(verbs::enter::Args),
 }
 
 /// Parses the command line, runs the verb and tells how it ended.

@@ -71,6 +71,67 @@ fn waiting_ends_when_the_caller_says_so() {
     assert!(plan.listener("in").is_some() && store.warming().is_empty());
 }
 
+const SEALED_LISTENER: &str = r#"
+name: sealed
+address: {socket_address: {address: 0.0.0.0, port_value: 9000}}
+filter_chains:
+  - filters:
+      - name: tcp
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy
+          stat_prefix: in
+          cluster: sealed
+    transport_socket:
+      name: tls
+      typed_config:
+        "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext
+        common_tls_context:
+          tls_certificate_sds_secret_configs:
+            - {name: own, sds_config: {path_config_source: {path: /run/own.yaml}, resource_api_version: V3}}
+"#;
+
+const SEALED_CLUSTER: &str = r#"
+name: sealed
+type: STATIC
+load_assignment:
+  cluster_name: sealed
+  endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: 10.0.0.1, port_value: 80}}}}]}]
+transport_socket:
+  name: tls
+  typed_config:
+    "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
+    common_tls_context:
+      validation_context_sds_secret_config: {name: roots, sds_config: {ads: {}, resource_api_version: V3}}
+"#;
+
+#[test]
+fn nothing_comes_into_force_before_its_secrets() {
+    use proto::envoy::config::cluster::v3::Cluster;
+    use proto::envoy::extensions::transport_sockets::tls::v3::Secret;
+    let mut store = Store::new();
+    let listener = update::<Listener>(LISTENER, "sealed", SEALED_LISTENER);
+    all_good(&mut store, &[listener, update::<Cluster>(CLUSTER, "sealed", SEALED_CLUSTER)]);
+    assert_eq!(store.wanted_secrets(), [Arc::from("roots")]);
+    assert_eq!(store.secrets().len(), 2);
+    assert!(store.plan().cluster("sealed").is_none() && store.plan().listener("sealed").is_none());
+    let own = store.secrets().into_iter().find(|secret| *secret.name == *"own").expect("the listener's own");
+    store.delivered(&own);
+    assert!(store.plan().listener("sealed").is_none(), "the first listener waits for the cluster too");
+    let roots = "name: roots\nvalidation_context: {trusted_ca: {inline_string: roots}}";
+    all_good(&mut store, &[update::<Secret>(SECRET, "roots", roots)]);
+    assert!(store.plan().cluster("sealed").is_some() && store.plan().listener("sealed").is_some());
+    assert!(store.warming().is_empty());
+    // A new version with another secret: the old one serves until that has come, or until it is let go.
+    let before = store.plan().listener("sealed").expect("listener").version;
+    let next = SEALED_LISTENER.replace("own.yaml", "other.yaml");
+    all_good(&mut store, &[update::<Listener>(LISTENER, "sealed", &next)]);
+    assert_eq!(store.plan().listener("sealed").expect("listener").version, before);
+    assert_eq!(store.warming(), [(Arc::from(LISTENER), Arc::from("sealed"))]);
+    let warming = store.warming();
+    store.release(&warming);
+    assert_ne!(store.plan().listener("sealed").expect("listener").version, before);
+}
+
 #[test]
 fn what_did_not_change_is_shared() {
     let mut store = Store::new();

@@ -26,10 +26,11 @@ pub fn pinned_client_config(
     alpn: Vec<Vec<u8>>,
 ) -> Result<(Arc<ClientConfig>, PinnedRoot), BuildError> {
     let seen = PinnedRoot::default();
+    let names = NameCheck::OneOf(vec![SanMatcher::uri(server)]);
     let verifier = PinVerifier {
         pin: root_sha256,
         trust_domain: trust_domain.to_owned(),
-        names: NameCheck::OneOf(vec![SanMatcher::uri(server)]),
+        ordinary: PeerVerifier { names, ..PeerVerifier::default() },
         seen: seen.clone(),
     };
     let mut config = ClientConfig::builder_with_provider(provider())
@@ -58,7 +59,8 @@ impl PinnedRoot {
 struct PinVerifier {
     pin: [u8; 32],
     trust_domain: String,
-    names: NameCheck,
+    /// Judges all but the root, which is only known once the server has shown it.
+    ordinary: PeerVerifier,
     seen: PinnedRoot,
 }
 
@@ -73,7 +75,7 @@ impl PinVerifier {
         let root = root.clone().into_owned();
         let bundle = TrustBundle::from_certificates(vec![self.trust_domain.clone()], vec![root])
             .map_err(|e| Refusal::new(Cause::BadCertificate, e.to_string()))?;
-        Ok(PeerVerifier { bundles: vec![bundle], names: self.names.clone(), ..PeerVerifier::default() })
+        Ok(PeerVerifier { bundles: vec![bundle], names: self.ordinary.names.clone(), ..PeerVerifier::default() })
     }
 }
 
@@ -109,11 +111,10 @@ impl ServerCertVerifier for PinVerifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &provider().signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
+        ServerCertVerifier::verify_tls13_signature(&self.ordinary, message, certificate, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider().signature_verification_algorithms.supported_schemes()
+        ServerCertVerifier::supported_verify_schemes(&self.ordinary)
     }
 }

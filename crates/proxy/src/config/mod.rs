@@ -6,7 +6,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use engine::tls::SecretRef;
 use engine::{Store, Update, UpdateError};
+use hashbrown::HashMap;
 use proto::envoy::config::bootstrap::v3::Bootstrap;
 use proto::type_url;
 use tokio::sync::{mpsc, watch};
@@ -25,7 +27,7 @@ pub mod reach;
 pub mod saved;
 pub mod secrets;
 
-/// How long a first configuration may take before the proxy goes on with what it has (Envoy: `initial_fetch_timeout`).
+/// How long anything new waits for its routes, endpoints, names and secrets (Envoy: `initial_fetch_timeout`).
 const FIRST_FETCH: Duration = Duration::from_secs(15);
 /// How long a server may be silent before the saved configuration is used.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -53,6 +55,8 @@ pub enum Message {
         /// What changed.
         updates: Vec<Update>,
     },
+    /// A secret was delivered.
+    Secret(SecretRef),
 }
 
 /// Where the configuration stands; readiness follows from it.
@@ -83,6 +87,8 @@ pub struct Configuration {
     stream: Option<dynamic::Dynamic>,
     inbox: mpsc::Receiver<Message>,
     generation: Option<u64>,
+    /// Type and name of what is warming, and since when.
+    warming: HashMap<(Arc<str>, Arc<str>), Instant>,
 }
 
 impl Configuration {
@@ -99,7 +105,7 @@ impl Configuration {
         let stream = dynamic::Dynamic::start(bootstrap, &shared);
         files::watch(bootstrap, &outbox);
         Self {
-            secrets: secrets::Secrets::new(Arc::clone(&shared), node),
+            secrets: secrets::Secrets::new(Arc::clone(&shared), node, outbox.clone()),
             names: names::Names::new(outbox),
             shared,
             workers,
@@ -111,13 +117,13 @@ impl Configuration {
             stream,
             inbox,
             generation: None,
+            warming: HashMap::new(),
         }
     }
 
     /// Runs until the process ends.
     pub async fn run(mut self) {
         let began = Instant::now();
-        let mut waiting = true;
         let mut look = tokio::time::interval(LOOK);
         self.put_in_force();
         loop {
@@ -129,10 +135,7 @@ impl Configuration {
                 },
                 _ = look.tick() => {
                     self.shared.tls.refresh_files();
-                    if waiting && began.elapsed() >= FIRST_FETCH {
-                        waiting = false;
-                        self.store.stop_waiting();
-                    }
+                    self.stop_waiting();
                     if self.stream.as_ref().is_some_and(|s| s.silent()) && began.elapsed() >= PATIENCE {
                         self.use_saved();
                     }
@@ -150,6 +153,7 @@ impl Configuration {
             Message::Resolved { cluster, host, port, addresses } => {
                 self.store.resolved(&cluster, &host, port, &addresses);
             }
+            Message::Secret(secret) => self.store.delivered(&secret),
             Message::Resources { origin, updates } => {
                 for (update, result) in updates.iter().zip(self.store.apply(&updates)) {
                     self.note(update, result.as_ref().err(), "");
@@ -249,13 +253,27 @@ impl Configuration {
         }
     }
 
+    /// What waits too long for a part of it goes into the plan with what there is.
+    fn stop_waiting(&mut self) {
+        let now = Instant::now();
+        let before = std::mem::take(&mut self.warming);
+        let since = |key: &(Arc<str>, Arc<str>)| before.get(key).copied().unwrap_or(now);
+        self.warming = self.store.warming().into_iter().map(|key| (key.clone(), since(&key))).collect();
+        let late = self.warming.iter().filter(|(_, since)| now.duration_since(**since) >= FIRST_FETCH);
+        let late: Vec<_> = late.map(|(key, _)| key.clone()).collect();
+        for (kind, name) in &late {
+            tracing::warn!(event = "warming-ended", %kind, %name, "a part of it has not come; it comes into force without");
+        }
+        self.store.release(&late);
+    }
+
     /// Everything that follows from a change of the store.
     fn put_in_force(&mut self) {
         let plan = self.store.plan();
         let changed = self.generation != Some(plan.generation);
         if changed {
             self.generation = Some(plan.generation);
-            self.secrets.follow(&plan);
+            self.secrets.follow(&self.store);
             self.shared.plan.store(Arc::clone(&plan));
             self.names.follow(self.store.names_to_resolve(), &plan);
         }
@@ -280,7 +298,8 @@ impl Configuration {
             }
         }
         let complete = self.stream.as_ref().is_none_or(dynamic::Dynamic::is_complete);
-        let ready = failures.is_empty() && (complete || self.generation_from_saved());
+        let warm = self.store.warming().is_empty();
+        let ready = failures.is_empty() && warm && (complete || self.generation_from_saved());
         self.progress.send_if_modified(|known| {
             let differs = known.ready != ready;
             // Once ready, a listener that cannot be opened is an error of its own and not of the whole proxy.

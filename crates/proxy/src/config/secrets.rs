@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::tls::{CertificateSource, SecretRef, SecretSource, TlsCommon};
-use engine::{Plan, Store, Update};
+use engine::tls::{SecretRef, SecretSource};
+use engine::{Store, Update};
 use hashbrown::HashSet;
 use hyper_util::rt::TokioIo;
 use prost::Message;
@@ -32,27 +32,19 @@ pub struct Secrets {
     shared: Arc<Shared>,
     node: Node,
     asked: HashSet<SecretRef>,
+    outbox: mpsc::Sender<super::Message>,
 }
 
 impl Secrets {
     /// Nobody is asked yet.
-    pub fn new(shared: Arc<Shared>, node: Node) -> Self {
-        Self { shared, node, asked: HashSet::new() }
+    pub fn new(shared: Arc<Shared>, node: Node, outbox: mpsc::Sender<super::Message>) -> Self {
+        Self { shared, node, asked: HashSet::new(), outbox }
     }
 
-    /// Takes what the plan itself delivers and starts asking for what is new.
-    pub fn follow(&mut self, plan: &Plan) {
-        let mut wanted = HashSet::new();
-        for listener in plan.listeners() {
-            let contexts = listener.chains.iter().filter_map(|chain| chain.tls.as_ref());
-            contexts.for_each(|context| collect(&context.common, &mut wanted));
-        }
-        for cluster in plan.clusters() {
-            let config = &cluster.config;
-            let matches = config.transport_matches.iter().filter_map(|rule| rule.tls.as_ref());
-            config.tls.iter().chain(matches).for_each(|context| collect(&context.common, &mut wanted));
-        }
-        for name in wanted {
+    /// Takes what the plan itself delivers and starts asking for what is new; also for what is still warming.
+    pub fn follow(&mut self, store: &Store) {
+        let plan = store.plan();
+        for name in store.secrets() {
             match &name.source {
                 SecretSource::Static | SecretSource::Ads => {
                     let Some(secret) = plan.secret(&name.name) else { continue };
@@ -63,28 +55,19 @@ impl Secrets {
                 SecretSource::Grpc { cluster } => {
                     let cluster = Arc::clone(cluster);
                     if self.asked.insert(name.clone()) {
-                        let ask = Asking { shared: Arc::clone(&self.shared), node: self.node.clone(), name, cluster };
-                        tokio::spawn(ask.run());
+                        let (shared, node, outbox) = (Arc::clone(&self.shared), self.node.clone(), self.outbox.clone());
+                        tokio::spawn(Asking { shared, node, name, cluster, outbox }.run());
                     }
                 }
                 SecretSource::Path(path) => {
                     let path = Arc::clone(path);
                     if self.asked.insert(name.clone()) {
-                        tokio::spawn(watch_file(Arc::clone(&self.shared), name, path));
+                        tokio::spawn(watch_file(Arc::clone(&self.shared), name, path, self.outbox.clone()));
                     }
                 }
             }
         }
     }
-}
-
-fn collect(common: &TlsCommon, wanted: &mut HashSet<SecretRef>) {
-    for source in &common.certificates {
-        if let CertificateSource::Secret(name) = source {
-            wanted.insert(name.clone());
-        }
-    }
-    wanted.extend(common.validation.as_ref().and_then(|validation| validation.secret.clone()));
 }
 
 /// One stream for one secret, as Envoy opens them.
@@ -93,6 +76,7 @@ struct Asking {
     node: Node,
     name: SecretRef,
     cluster: Arc<str>,
+    outbox: mpsc::Sender<super::Message>,
 }
 
 impl Asking {
@@ -123,6 +107,7 @@ impl Asking {
             let verdict = deliver(&self.shared, &self.name, &response);
             if verdict.is_ok() {
                 version.clone_from(&response.version_info);
+                tell(&self.outbox, &self.shared, &self.name).await;
             }
             let answer = self.request(&version, &response.nonce, verdict.err());
             requests.send(answer).await.map_err(|_| "closed".to_owned())?;
@@ -151,6 +136,13 @@ impl Asking {
             error_detail,
             ..DiscoveryRequest::default()
         }
+    }
+}
+
+/// Tells the configuration that a secret is there, so that what waited for it comes into force.
+async fn tell(outbox: &mpsc::Sender<super::Message>, shared: &Shared, name: &SecretRef) {
+    if shared.tls.has(name) {
+        let _ = outbox.send(super::Message::Secret(name.clone())).await;
     }
 }
 
@@ -183,7 +175,7 @@ fn deliver(shared: &Shared, name: &SecretRef, response: &DiscoveryResponse) -> R
 }
 
 /// A file that holds a DiscoveryResponse, read anew whenever it changes.
-async fn watch_file(shared: Arc<Shared>, name: SecretRef, path: Arc<Path>) {
+async fn watch_file(shared: Arc<Shared>, name: SecretRef, path: Arc<Path>, outbox: mpsc::Sender<super::Message>) {
     let mut last = None;
     loop {
         if let Ok(text) = tokio::fs::read_to_string(&path).await
@@ -191,8 +183,9 @@ async fn watch_file(shared: Arc<Shared>, name: SecretRef, path: Arc<Path>) {
         {
             let parsed = super::files::response(&path, &text);
             let delivered = parsed.and_then(|response| deliver(&shared, &name, &response));
-            if let Err(problem) = delivered {
-                tracing::error!(event = "secret-refused", path = %path.display(), %problem);
+            match delivered {
+                Ok(()) => tell(&outbox, &shared, &name).await,
+                Err(problem) => tracing::error!(event = "secret-refused", path = %path.display(), %problem),
             }
             last = Some(text);
         }

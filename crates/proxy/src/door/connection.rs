@@ -52,13 +52,16 @@ async fn establish(worker: &Rc<Worker>, listener: Arc<Listener>, socket: Socket)
     let listener = match admit(worker, listener, &mut raw, &mut found).await {
         Ok(listener) => listener,
         Err((listener, refusal)) => {
-            tracing::debug!(listener = %listener.name, %remote, %refusal, "connection closed before its chain was known");
+            refused(worker, &listener, remote, &refusal);
             return None;
         }
     };
+    if found.timed_out {
+        worker.tally.detection_timed_out(&listener);
+    }
     let mut facts = first_facts(worker, &found, remote, local);
     let Some(chain) = listener.chains.pick(&facts).cloned() else {
-        no_chain(worker, &listener, facts);
+        no_chain(worker, &listener, facts, found.timed_out);
         return None;
     };
     let mut own_uri = None;
@@ -271,8 +274,30 @@ async fn hand_over(worker: &Rc<Worker>, connection: Connection, stream: Stream) 
     }
 }
 
+/// A connection that did not get as far as a chain.
+fn refused(worker: &Worker, listener: &Listener, remote: SocketAddr, refusal: &detect::Refusal) {
+    match refusal {
+        // Nobody is refused: port scanners and health checks come and go like this.
+        detect::Refusal::Closed => {
+            return tracing::debug!(listener = %listener.name, %remote, %refusal, "closed before its chain was known");
+        }
+        detect::Refusal::Timeout => worker.tally.detection_timed_out(listener),
+        detect::Refusal::ProxyProtocol(_) | detect::Refusal::Io(_) => worker.tally.detection_failed(listener),
+    }
+    tracing::info!(event = "connection-refused", listener = %listener.name, %remote, reason = %refusal);
+}
+
 /// A connection that no chain took is logged with `NR`.
-fn no_chain(worker: &Worker, listener: &Arc<Listener>, facts: ConnectionFacts) {
+fn no_chain(worker: &Worker, listener: &Arc<Listener>, facts: ConnectionFacts, timed_out: bool) {
+    let sealed = listener.chains.iter().all(|chain| chain.tls.is_some());
+    let reason = match (timed_out, facts.tls, sealed) {
+        (true, ..) => "nothing that tells its protocol came within listener_filters_timeout",
+        (_, false, true) => "it is no TLS, and TLS is required here (strict mTLS)",
+        (_, true, _) => "no filter chain takes its server name or protocols (ALPN)",
+        _ => "no filter chain takes it",
+    };
+    let remote = facts.remote;
+    tracing::info!(event = "connection-refused", listener = %listener.name, %remote, reason);
     let downstream = Arc::new(Downstream { facts, listener: Arc::clone(listener), chain: None, own_uri: None });
     let mut record = Record::begin(Kind::Tcp, &downstream, SystemTime::now(), std::time::Instant::now());
     record.flags = Flags::NO_ROUTE_FOUND;

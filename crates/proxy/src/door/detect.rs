@@ -24,6 +24,8 @@ pub struct Found {
     pub server_name: Option<Arc<str>>,
     /// Protocols offered by ALPN, or what the HTTP inspector saw.
     pub application_protocols: Vec<Arc<str>>,
+    /// The client said too little in time; the connection goes on without knowing more.
+    pub timed_out: bool,
 }
 
 /// Why a connection is closed before any filter chain saw it.
@@ -54,15 +56,12 @@ pub async fn detect(raw: &mut Raw, listener: &Listener, found: &mut Found) -> Re
     if listener.use_original_dst {
         restore_destination(raw, found);
     }
-    let filters = run_filters(raw, listener, found);
-    match listener.listener_filters_timeout {
-        None => filters.await,
-        Some(limit) => match timeout(limit, filters).await {
-            Ok(result) => result,
-            Err(_) if listener.continue_on_timeout => Ok(()),
-            Err(_) => Err(Refusal::Timeout),
-        },
+    let Some(limit) = listener.listener_filters_timeout else { return run_filters(raw, listener, found).await };
+    if let Ok(result) = timeout(limit, run_filters(raw, listener, found)).await {
+        return result;
     }
+    found.timed_out = true;
+    if listener.continue_on_timeout { Ok(()) } else { Err(Refusal::Timeout) }
 }
 
 async fn run_filters(raw: &mut Raw, listener: &Listener, found: &mut Found) -> Result<(), Refusal> {

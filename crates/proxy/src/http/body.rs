@@ -11,6 +11,7 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
 
 use crate::h1;
+use crate::report::messages::Messages;
 
 /// Why a body ended before its end.
 #[derive(Debug, thiserror::Error)]
@@ -100,6 +101,8 @@ pub struct Source {
     /// Copies need all of it.
     keep: bool,
     received: u64,
+    /// Of gRPC: the messages that came.
+    messages: Option<Messages>,
     /// The attempt that may read; only the newest.
     attempt: u32,
     /// How many remembered chunks it has sent again.
@@ -113,8 +116,8 @@ pub struct Source {
 pub type SharedSource = Rc<RefCell<Source>>;
 
 impl Source {
-    /// A body that remembers at most `limit` bytes; 0: nothing can be sent twice.
-    pub fn new(incoming: Incoming, limit: usize) -> SharedSource {
+    /// A body that remembers at most `limit` bytes; 0: nothing can be sent twice. Of gRPC, messages are counted.
+    pub fn new(incoming: Incoming, limit: usize, grpc: bool) -> SharedSource {
         let size = incoming.size_hint();
         Rc::new(RefCell::new(Self {
             incoming: Some(incoming),
@@ -127,6 +130,7 @@ impl Source {
             end_wakers: Vec::new(),
             keep: false,
             received: 0,
+            messages: grpc.then(Messages::default),
             attempt: 0,
             next: 0,
             trailers_sent: false,
@@ -138,6 +142,11 @@ impl Source {
     /// Body bytes received from the client so far.
     pub fn received(&self) -> u64 {
         self.received
+    }
+
+    /// gRPC messages that came from the client so far.
+    pub fn messages(&self) -> Messages {
+        self.messages.unwrap_or_default()
     }
 
     /// When the whole request had arrived.
@@ -220,6 +229,9 @@ impl Source {
     fn remember(&mut self, frame: &Frame<Bytes>) {
         if let Some(data) = frame.data_ref() {
             self.received += data.len() as u64;
+            if let Some(messages) = &mut self.messages {
+                messages.pass(data);
+            }
             if self.forgotten {
                 return;
             }

@@ -169,7 +169,7 @@ impl Exchange {
         let matched = self.record.matched.as_ref();
         let retries = matched.and_then(|matched| matched.forward()).is_some_and(|action| action.retry.is_some());
         let limit = if retries || !forward.mirrors.is_empty() { self.buffer_limit() } else { 0 };
-        self.source = Some(Source::new(incoming, limit));
+        self.source = Some(Source::new(incoming, limit, self.record.grpc));
     }
 
     fn buffer_limit(&self) -> usize {
@@ -234,6 +234,7 @@ impl Drop for Exchange {
         if let Some(source) = &self.source {
             let source = source.borrow();
             record.bytes_received = source.received();
+            record.request_messages = source.messages();
             let ended = source.ended();
             record.request_complete = ended.map(|at| at.duration_since(self.began));
         }

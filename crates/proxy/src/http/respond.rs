@@ -221,6 +221,9 @@ impl DownBody {
         let Some(exchange) = &mut self.exchange else { return };
         if let Some(data) = frame.data_ref() {
             exchange.record.bytes_sent += data.len() as u64;
+            if exchange.record.grpc {
+                exchange.record.response_messages.pass(data);
+            }
         } else if let Some(trailers) = frame.trailers_ref() {
             exchange.record.grpc_status = grpc_status(trailers).or(exchange.record.grpc_status);
             if exchange.shared.wants().response_trailers {

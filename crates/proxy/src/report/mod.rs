@@ -3,8 +3,10 @@
 //! [`record::Record`] is what the data plane hands over; [`watchtower::Watchtower`] is what all workers report to;
 //! [`tally::Tally`] is one worker's way there.
 
+pub mod blame;
 pub mod event;
 pub mod line;
+pub mod messages;
 pub mod party;
 pub mod record;
 pub mod tally;

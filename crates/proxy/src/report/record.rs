@@ -14,6 +14,8 @@ use engine::reply::Flags;
 use engine::{Cluster, ConnectionFacts, Endpoint, FilterChain, Listener};
 use http::{HeaderMap, Method, StatusCode};
 
+use super::messages::Messages;
+
 /// What kind of traffic the record is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -145,6 +147,10 @@ pub struct Record {
     pub bytes_received: u64,
     /// Body bytes to the client, without framing.
     pub bytes_sent: u64,
+    /// gRPC messages from the client; none counted where the request is not gRPC.
+    pub request_messages: Messages,
+    /// gRPC messages to the client.
+    pub response_messages: Messages,
     /// Envoy's response flags.
     pub flags: Flags,
     /// `%RESPONSE_CODE_DETAILS%`: `via_upstream`, `rbac_access_denied_matched_policy[NAME]`...
@@ -191,6 +197,8 @@ impl Record {
             grpc: false,
             bytes_received: 0,
             bytes_sent: 0,
+            request_messages: Messages::default(),
+            response_messages: Messages::default(),
             flags: Flags::NONE,
             details: None,
             termination: None,

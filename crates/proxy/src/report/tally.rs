@@ -13,6 +13,7 @@ use hashbrown::{HashMap, HashSet};
 use telemetry::istio::{Edge, EdgeHandle, Party, Reporter, ResponseKey, Sample, Security, ServiceName};
 use telemetry::registry::{ClusterCells, Counter, HttpCells, ListenerCells, Shard, TcpCells};
 
+use super::blame::Blame;
 use super::line::Log;
 use super::party;
 use super::record::{Downstream, Kind, Record, Wants};
@@ -241,15 +242,37 @@ impl Tally {
         }
     }
 
+    /// Counts a client that said too little in time for its protocol to be known.
+    pub fn detection_timed_out(&self, listener: &engine::Listener) {
+        self.listener(listener).downstream_pre_cx_timeout.inc();
+    }
+
+    /// Counts a client whose first bytes a listener filter refused.
+    pub fn detection_failed(&self, listener: &engine::Listener) {
+        self.listener(listener).downstream_listener_filter_error.inc();
+    }
+
     /// Counts a TLS handshake that failed on the client's side; `cause` is one of a small set of words.
     pub fn handshake_failed(&self, listener: &engine::Listener, cause: &str) {
-        self.listener(listener).ssl_connection_error.inc();
+        let cells = self.listener(listener);
+        match Blame::of(cause) {
+            Blame::Missing => cells.ssl_fail_verify_no_cert.inc(),
+            Blame::Names => cells.ssl_fail_verify_san.inc(),
+            Blame::Certificate => cells.ssl_fail_verify_error.inc(),
+            Blame::Slow => cells.downstream_cx_transport_socket_connect_timeout.inc(),
+            Blame::Connection => cells.ssl_connection_error.inc(),
+        }
         self.tower.handshake_failed("downstream", cause);
     }
 
     /// Counts a TLS handshake with an endpoint that failed.
     pub fn upstream_handshake_failed(&self, cluster: &Cluster, cause: &str) {
-        self.cluster(cluster).ssl_connection_error.inc();
+        let cells = self.cluster(cluster);
+        match Blame::of(cause) {
+            Blame::Names => cells.ssl_fail_verify_san.inc(),
+            Blame::Certificate | Blame::Missing => cells.ssl_fail_verify_error.inc(),
+            Blame::Slow | Blame::Connection => cells.ssl_connection_error.inc(),
+        }
         self.tower.handshake_failed("upstream", cause);
     }
 
@@ -329,6 +352,8 @@ impl Tally {
             duration: record.duration,
             request_bytes: record.bytes_received,
             response_bytes: record.bytes_sent,
+            request_messages: record.request_messages.count(),
+            response_messages: record.response_messages.count(),
             denied: record.denied_by().is_some(),
         };
         let index = self.edge_index(plan, record);

@@ -71,15 +71,14 @@ pub(crate) fn catalog_routes(split: u8, amy_to_v2: bool, cure: bool) -> String {
     let host = format!("catalog.{NAMESPACE}.svc.{DOMAIN}");
     let destination =
         |subset: &str, weight: u8| json!({"destination": {"host": host, "subset": subset}, "weight": weight});
-    let mut default = json!({"name": "split", "route": [destination("v1", 100 - split), destination("v2", split)]});
-    if cure {
-        default["retries"] = json!({"attempts": 5, "perTryTimeout": "0.3s", "retryOn": "5xx,reset,connect-failure"});
-        default["timeout"] = "3s".into();
-    }
-    let mut http = vec![default];
+    let mut http = vec![json!({"name": "split", "route": [destination("v1", 100 - split), destination("v2", split)]})];
     if amy_to_v2 {
         let amy = json!({"headers": {"x-user": {"exact": "amy"}}});
         http.insert(0, json!({"name": "amy", "match": [amy], "route": [destination("v2", 100)]}));
+    }
+    for rule in http.iter_mut().filter(|_| cure) {
+        rule["retries"] = json!({"attempts": 7, "perTryTimeout": "0.3s", "retryOn": "5xx,reset,connect-failure"});
+        rule["timeout"] = "3s".into();
     }
     documents(&[
         json!({"apiVersion": "networking.istio.io/v1", "kind": "VirtualService",
@@ -96,6 +95,14 @@ pub(crate) fn pricing_ejection() -> String {
         "metadata": {"name": "pricing", "namespace": NAMESPACE}, "spec": {"host": "pricing", "trafficPolicy": {
             "outlierDetection": {"consecutive5xxErrors": 5, "interval": "1s", "baseEjectionTime": "30s",
                 "maxEjectionPercent": 50}}}})])
+}
+
+/// A call of pricing that breaks off, because an instance fell, is made again elsewhere.
+pub(crate) fn pricing_retries() -> String {
+    let retries = json!({"attempts": 3, "retryOn": "connect-failure,refused-stream,reset,unavailable"});
+    documents(&[json!({"apiVersion": "networking.istio.io/v1", "kind": "VirtualService",
+        "metadata": {"name": "pricing", "namespace": NAMESPACE}, "spec": {"hosts": ["pricing"], "http": [
+            {"retries": retries, "route": [{"destination": {"host": "pricing"}}]}]}})])
 }
 
 /// Whoever comes without an identity would be refused: only counted.
@@ -132,8 +139,14 @@ mod tests {
     fn everything_declared_is_understood() {
         let place = Place::at("/run/demo".into());
         let shops = [Net::Loopback, Net::Userns].map(|net| shop(&place, net, 0));
-        let policies =
-            [catalog_routes(10, true, true), pricing_ejection(), strict_rehearsal(), strict(), payments_guard()];
+        let policies = [
+            catalog_routes(10, true, true),
+            pricing_ejection(),
+            pricing_retries(),
+            strict_rehearsal(),
+            strict(),
+            payments_guard(),
+        ];
         for text in shops.iter().chain(&policies) {
             let parsed = resources::parse(text, &resources::ParseOptions::default());
             let worst: Vec<_> = parsed.diagnostics.iter().map(|found| found.message.clone()).collect();

@@ -1,9 +1,11 @@
 //! The demo: a small shop as a whole mesh on this machine.
 
 pub(crate) mod app;
+mod burst;
 pub(crate) mod cast;
 mod check;
 mod declare;
+mod outage;
 mod place;
 mod record;
 mod run;

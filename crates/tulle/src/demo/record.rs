@@ -82,6 +82,18 @@ impl Record {
         pending.iter().filter(|((name, _), began)| *name == who && **began < before).count()
     }
 
+    /// Waits until everything that a program began before an instant has ended, well or not, but not for ever.
+    pub(crate) async fn answered(&self, who: &str, before: Instant, patience: Duration) {
+        while self.pending(who, before) > 0 && before.elapsed() < patience {
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+    }
+
+    /// Everything that one program asked, in order of the ends.
+    pub(crate) fn of(&self, who: &str) -> Vec<Entry> {
+        self.entries.borrow().iter().filter(|entry| entry.who == who).cloned().collect()
+    }
+
     /// What one program asked since an instant: requests that began then or later.
     pub(crate) fn since(&self, who: &str, start: Instant) -> Vec<Entry> {
         let entries = self.entries.borrow();
@@ -93,6 +105,8 @@ impl Record {
 pub(crate) const VISITOR: &str = "visitor-1";
 pub(crate) const INTRUDER: &str = "intruder-1";
 pub(crate) const LEGACY: &str = "legacy-1";
+/// Not a part: the client for statistics.
+pub(crate) const BURST: &str = "burst";
 
 /// Whether a part tells of its requests on standard output.
 pub(crate) fn is_traffic_maker(part: &Part) -> bool {

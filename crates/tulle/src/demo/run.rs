@@ -172,7 +172,7 @@ async fn live(world: &Rc<World>, start: Instant, args: &Args, global: &cli::Glob
     let first = world.first_edge(start).await?;
     output::print(&format!("first edge after {} ms\n", first.as_millis()));
     if args.check {
-        return Ok(if check::all(world).await { Exit::Done } else { Exit::No });
+        return Ok(if check::all(world, start).await { Exit::Done } else { Exit::No });
     }
     if !global.quiet {
         what_next(world);
@@ -181,9 +181,20 @@ async fn live(world: &Rc<World>, start: Instant, args: &Args, global: &cli::Glob
     tokio::select! {
         () = show::live(world, watched) => {}
         () = tokio::time::sleep(args.duration()) => {}
+        failed = outage(world, args.outage()) => return Err(failed),
         fallen = fallen(world) => anyhow::bail!("{fallen}"),
     }
     Ok(Exit::Done)
+}
+
+/// Stages the outage that was asked for, if one was; returns only when it did not go as it must.
+async fn outage(world: &Rc<World>, time: Option<Duration>) -> anyhow::Error {
+    if let Some(time) = time
+        && let Err(error) = super::outage::stage(world, time).await
+    {
+        return error;
+    }
+    std::future::pending().await
 }
 
 /// Returns when a process ended that should not have. A mesh goes on without its control plane, so that is only said.

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -292,11 +292,7 @@ impl World {
             };
             args.extend(["--listen".to_owned(), listen]);
         }
-        let mut program = Program::new(args, home.join("app.log"));
-        program.env = self.addresses(number, part);
-        program.enter = self.enter(part);
-        program.enter.user = (self.wish.net == Net::Netns).then_some(NOBODY);
-        program.heard = is_traffic_maker(part);
+        let mut program = self.program(number, part, args);
         if part.app == "gateway"
             && let Some(door) = self.wish.door
         {
@@ -313,6 +309,21 @@ impl World {
             tokio::task::spawn_local(self.record.clone().follow(part.name, output));
         }
         Ok(())
+    }
+
+    /// A program in a part's place: its namespace, its user, and where it finds the others.
+    pub(crate) fn program(&self, number: u8, part: &Part, args: Vec<String>) -> Program {
+        let mut program = Program::new(args, self.place.of(part.name).join("app.log"));
+        program.env = self.addresses(number, part);
+        program.enter = self.enter(part);
+        program.enter.user = (self.wish.net == Net::Netns).then_some(NOBODY);
+        program.heard = is_traffic_maker(part);
+        program
+    }
+
+    /// The file of this very program.
+    pub(crate) fn myself(&self) -> &Path {
+        &self.myself
     }
 
     fn rate_of(&self, part: &Part) -> f64 {

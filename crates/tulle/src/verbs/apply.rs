@@ -83,8 +83,7 @@ pub(super) fn read_all(files: &[PathBuf]) -> Result<Vec<(String, String)>, Exit>
             continue;
         }
         let found = universal::directory::read(std::slice::from_ref(path));
-        let found =
-            found.map_err(|error| fail(Exit::Invalid, format!("cannot read {}: {error}", path.display()), None))?;
+        let found = found.map_err(|error| fail(Exit::Invalid, format!("cannot read {error}"), None))?;
         texts.extend(found.into_iter().filter_map(|change| Some((change.file.to_string(), change.text?.to_string()))));
     }
     Ok(texts)

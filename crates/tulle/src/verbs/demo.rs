@@ -14,7 +14,8 @@ use crate::output::Exit;
 /// Start a whole mesh on this machine, with traffic
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  tulle demo\n  tulle demo --check --net loopback\n\nEverything is inside this program: \
+    after_help = "Examples:\n  tulle demo\n  tulle demo --check --net loopback\n  tulle demo --rate 100 \
+                  --outage 60s --for 90s\n\nEverything is inside this program: \
                   nothing is fetched or installed, and nothing is left behind.",
     args_conflicts_with_subcommands = true
 )]
@@ -34,6 +35,9 @@ pub(crate) struct Args {
     /// The visitor's requests per second
     #[arg(long, value_name = "N", default_value_t = 40.0)]
     rate: f64,
+    /// Kill the control plane, start it again after this time, and say what the visitor saw of it
+    #[arg(long, value_name = "TIME", value_parser = super::duration::parse, conflicts_with = "check")]
+    outage: Option<Duration>,
     /// Port of the shop's door on 127.0.0.1 [default: 8080, or any if that is taken]
     #[arg(long, value_name = "PORT")]
     pub(crate) port: Option<u16>,
@@ -86,6 +90,10 @@ impl Args {
         if self.check { 5.0 } else { 0.5 }
     }
 
+    pub(crate) fn outage(&self) -> Option<Duration> {
+        self.outage
+    }
+
     pub(crate) fn duration(&self) -> Duration {
         self.time.unwrap_or_else(|| Duration::from_secs(30 * 60))
     }
@@ -100,6 +108,9 @@ impl Args {
             args.extend([flag.into(), format!("{}ms", value.as_millis()).into()]);
         }
         args.extend(["--rate".into(), self.visitor_rate().to_string().into()]);
+        if let Some(outage) = self.outage {
+            args.extend(["--outage".into(), format!("{}ms", outage.as_millis()).into()]);
+        }
         for (name, file) in &self.envoys {
             args.extend(["--envoy".into(), format!("{name}={}", file.display()).into()]);
         }

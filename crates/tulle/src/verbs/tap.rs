@@ -282,7 +282,11 @@ fn line(event: &Event) -> String {
         text.push_str(&format!("  {} attempts", event.attempts));
     }
     if event.denied {
-        text.push_str(&format!("  DENIED by {}", clean(&event.policy)));
+        // Envoy's word for a request that no rule of the ALLOW policies takes.
+        match event.policy.as_str() {
+            "none" | "" => text.push_str("  DENIED: no rule allows it"),
+            policy => text.push_str(&format!("  DENIED by {}", clean(policy))),
+        }
     } else if !event.would_deny.is_empty() {
         text.push_str(&format!("  would be denied by {}", clean(&event.would_deny)));
     } else if event.is_error() && !event.details.is_empty() {
@@ -343,6 +347,8 @@ mod tests {
             line(&denied),
             "12:04:11.302  web → catalog  GET /items → 403 in 2.1 ms  mTLS  DENIED by ns[shop]-policy[callers]-rule[0]  id=7f3a"
         );
+        let left_out = Event { policy: "none".to_owned(), ..denied.clone() };
+        assert!(line(&left_out).ends_with("  mTLS  DENIED: no rule allows it  id=7f3a"), "{}", line(&left_out));
         let failed = Event {
             status: 503,
             flags: "UF,URX".to_owned(),

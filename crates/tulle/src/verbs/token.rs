@@ -45,7 +45,7 @@ enum Format {
 enum What {
     Create(CreateArgs),
     /// List tokens that live or ended less than a week ago; never their secrets
-    #[command(after_help = "Examples:\n  tulle token list\n  tulle token list -o json")]
+    #[command(visible_alias = "ls", after_help = "Examples:\n  tulle token list\n  tulle token list -o json")]
     List,
     /// Make tokens unusable; certificates they already gave live until their end
     #[command(after_help = "Examples:\n  tulle token revoke 3f1c9a0b5d7e2468\n  tulle token revoke ID1 ID2")]

@@ -318,3 +318,54 @@ fn codes_are_explained() {
     "#);
     assert!(run(&["explain", "--list"]).lines().count() > 60);
 }
+
+/// Retries without a name, hosts and a route cannot work; all three are named, with their lines.
+#[test]
+fn retries_for_nobody() {
+    let text = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nspec:\n  http:\n  - retries: {attempts: 3, perTryTimeout: 1s, retryOn: 5xx}\n";
+    let directory = mesh(&[("retries.yaml", text)]);
+    insta::assert_snapshot!(tulle(directory.path(), &["analyze", "mesh/"]), @r#"
+    exit 1
+    --- stdout
+    error[TL0008]: `metadata.name` is missing, and is required
+     --> mesh/retries.yaml:1:1
+      |
+    1 | apiVersion: networking.istio.io/v1
+      | ^^^^^^^^^^
+      |
+      = in: a VirtualService without name, metadata.name
+      = help: name the object: metadata: {name: ...}
+      = more: tulle explain TL0008
+
+    error[TL0008]: `spec.hosts` is missing, and is required
+     --> mesh/retries.yaml:3:1
+      |
+    3 | spec:
+      | ^^^^
+      |
+      = in: a VirtualService without name, spec.hosts
+      = help: say which hosts the rules are for: hosts: [NAME]
+      = more: tulle explain TL0008
+
+    error[TL0105]: the rule has no action: `route` is missing
+     --> mesh/retries.yaml:5:5
+      |
+    5 |   - retries: {attempts: 3, perTryTimeout: 1s, retryOn: 5xx}
+      |     ^^^^^^^
+      |
+      = in: a VirtualService without name, spec.http[0]
+      = help: say where requests go: route: [{destination: {host: ...}}]; or give redirect, directResponse or delegate
+      = more: tulle explain TL0105
+
+    3 errors; 0 objects that take effect in 1 file; hosts were not checked: none of the files declares a service
+    "#);
+}
+
+/// The whole bootstrap of a workload, as Envoy would run it.
+#[test]
+fn a_whole_translation() {
+    let directory = mesh(&[("catalog.yaml", SERVICE), ("policy.yaml", POLICY)]);
+    let said =
+        tulle(directory.path(), &["translate", "-q", "-f", "mesh", "--workload", "catalog-1.shop", "-o", "bootstrap"]);
+    insta::assert_snapshot!("whole_translation", said);
+}

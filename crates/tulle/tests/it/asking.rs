@@ -4,51 +4,10 @@ use std::fs;
 
 use crate::tulle;
 
-const SHOP: &str = r#"apiVersion: v1
-kind: Service
-metadata: {name: catalog, namespace: shop}
-spec: {selector: {app: catalog}, ports: [{name: http, port: 80, targetPort: 8080}]}
----
-apiVersion: v1
-kind: Service
-metadata: {name: ledger, namespace: bank}
-spec: {selector: {app: ledger}, ports: [{name: tcp, port: 9000}]}
----
-apiVersion: tulle.dev/v1alpha1
-kind: Workload
-metadata: {name: catalog-1, namespace: shop, labels: {app: catalog, version: v1}}
-spec: {serviceAccount: catalog, addresses: [127.77.0.2], ports: [{name: http, number: 8080, app: "127.0.0.1:1001"}], interception: {explicit: {outbound: []}}}
----
-apiVersion: tulle.dev/v1alpha1
-kind: Workload
-metadata: {name: catalog-2, namespace: shop, labels: {app: catalog, version: v2}}
-spec: {serviceAccount: catalog, addresses: [127.77.0.3], ports: [{name: http, number: 8080, app: "127.0.0.1:1002"}], interception: {explicit: {outbound: []}}}
----
-apiVersion: tulle.dev/v1alpha1
-kind: Workload
-metadata: {name: ledger-1, namespace: bank, labels: {app: ledger}}
-spec: {serviceAccount: ledger, addresses: [127.77.0.4], ports: [{name: tcp, number: 9000, app: "127.0.0.1:1003"}], interception: {explicit: {outbound: []}}}
----
-apiVersion: tulle.dev/v1alpha1
-kind: Workload
-metadata: {name: web-1, namespace: shop, labels: {app: web}}
-spec:
-  serviceAccount: web
-  addresses: [127.77.0.5]
-  interception:
-    explicit:
-      outbound:
-        - {host: catalog.shop.svc.cluster.local, port: 80, bind: "127.79.5.1:80"}
-        - {host: ledger.bank.svc.cluster.local, port: 9000, bind: "127.79.5.2:9000"}
----
-apiVersion: tulle.dev/v1alpha1
-kind: Workload
-metadata: {name: batch-1, namespace: bank, labels: {app: batch}}
-spec:
-  serviceAccount: batch
-  addresses: [127.77.0.6]
-  interception: {explicit: {outbound: [{host: catalog.shop.svc.cluster.local, port: 80, bind: "127.79.6.1:80"}]}}
----
+/// The mesh of the tests of `compile` too, with routes and policies.
+const SHOP: &str = concat!(
+    include_str!("../../../../tests/worlds/shop.yaml"),
+    r#"---
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
 metadata: {name: catalog, namespace: shop}
@@ -81,7 +40,8 @@ apiVersion: security.istio.io/v1
 kind: PeerAuthentication
 metadata: {name: default, namespace: bank}
 spec: {mtls: {mode: STRICT}}
-"#;
+"#
+);
 
 fn ask(question: &str) -> String {
     let directory = tempfile::tempdir().expect("a directory");

@@ -2,9 +2,11 @@
 
 mod analyze;
 mod asking;
+mod bad_peers;
 mod check;
 mod control;
 mod joining;
+mod living;
 
 use std::path::Path;
 use std::process::{Command, Output};

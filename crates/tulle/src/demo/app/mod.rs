@@ -35,6 +35,8 @@ pub(crate) enum Role {
     Ledger,
     /// The public: an open-loop load on the gateway.
     Visitor,
+    /// Searches the catalog --requests times, as fast as it answers.
+    Burst,
     /// Tries to charge without being allowed to.
     Intruder,
     /// A program outside the mesh that calls the catalog.
@@ -67,6 +69,9 @@ pub(crate) struct Args {
     /// Requests per second, for the services that make traffic
     #[arg(long, default_value_t = 1.0)]
     rate: f64,
+    /// Requests in all, for `burst`
+    #[arg(long, default_value_t = 1000)]
+    requests: usize,
 }
 
 /// What every service is told.
@@ -76,6 +81,7 @@ struct Settings {
     version: String,
     sick: sick::Sick,
     rate: f64,
+    requests: usize,
 }
 
 pub(crate) fn run(args: Args) -> Exit {
@@ -96,6 +102,7 @@ async fn be(args: Args) -> anyhow::Result<()> {
         version: args.app_version,
         sick: sick::Sick::new(args.sick_file),
         rate: args.rate,
+        requests: args.requests,
     });
     let listen = args.listen;
     let inherit = args.inherit;
@@ -108,6 +115,7 @@ async fn be(args: Args) -> anyhow::Result<()> {
         Role::Payments => grpc::payments(settings, listen).await,
         Role::Ledger => shop::ledger(settings, listen).await,
         Role::Visitor => traffic::visitor(settings).await,
+        Role::Burst => traffic::burst(settings).await,
         Role::Intruder => traffic::intruder(settings).await,
         Role::Legacy => traffic::legacy(settings).await,
     }

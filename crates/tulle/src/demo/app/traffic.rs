@@ -14,6 +14,9 @@ use super::call::{Answer, Call, Peer};
 /// For so long only a quarter of the traffic is made.
 const OPENING: Duration = Duration::from_millis(1500);
 
+/// Requests of a burst that are on their way at one time.
+const LANES: usize = 16;
+
 /// Told when a request begins.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Begun {
@@ -78,6 +81,26 @@ pub(super) async fn visitor(settings: Rc<Settings>) -> anyhow::Result<()> {
         }
     })
     .await
+}
+
+/// Searches the catalog a given number of times, in a few lanes, each as fast as it is answered; every twentieth of the
+/// requests is amy's.
+pub(super) async fn burst(settings: Rc<Settings>) -> anyhow::Result<()> {
+    let gateway = Peer::named("gateway", 8080, false)?;
+    let lanes = (0..LANES).map(|lane| {
+        let gateway = gateway.clone();
+        let requests = settings.requests;
+        async move {
+            for turn in (lane..requests).step_by(LANES) {
+                let amy = [("x-user", "amy")];
+                let (user, headers) = if turn % 20 == 0 { ("amy", &amy[..]) } else { ("", &[][..]) };
+                let seen = ask("search", user, &gateway, Call::get("/search?q=o").headers(headers)).await;
+                tell(&Seen { turn: turn as u64, ..seen });
+            }
+        }
+    });
+    futures_util::future::join_all(lanes).await;
+    Ok(())
 }
 
 /// Tries to charge somebody, which only the cart may.

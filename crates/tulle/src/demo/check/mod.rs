@@ -1,5 +1,6 @@
 //! The demo's scenario, asserted on real traffic: one line for each step, each with what was measured.
 
+mod envoy;
 mod resilience;
 mod security;
 mod traffic;
@@ -20,17 +21,19 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Longer than the visitor waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(12);
 
-/// Runs every step, also after one that failed; true when all hold.
-pub(crate) async fn all(world: &Rc<World>) -> bool {
+/// Runs every step, also after one that failed; true when all hold. Requests count from `opened` on: the very first.
+pub(crate) async fn all(world: &Rc<World>, opened: Instant) -> bool {
     let mut good = true;
-    calm(world).await;
     macro_rules! step {
         ($name:literal, $step:expr) => {
             let start = Instant::now();
             good &= report($name, start, alive(world, $step.await));
         };
     }
-    step!("observe", traffic::observe(world));
+    step!("observe", traffic::observe(world, opened));
+    if !world.wish.envoys.is_empty() {
+        step!("envoy", envoy::stand_ins(world));
+    }
     step!("strict", security::strict(world));
     step!("canary", traffic::canary(world));
     step!("cure", resilience::cure(world));
@@ -39,18 +42,6 @@ pub(crate) async fn all(world: &Rc<World>) -> bool {
     step!("outage", resilience::outage(world));
     step!("rotation", security::rotation(world));
     good
-}
-
-/// Waits for the shop's first busy moments to pass; a mesh that never calms down fails in the first step.
-async fn calm(world: &World) {
-    let start = Instant::now();
-    while start.elapsed() < Duration::from_secs(30) {
-        let entries = visitors_for(world, Duration::from_millis(1500)).await;
-        let slow = entries.iter().filter(|entry| !entry.seen.is_success() || entry.seen.ms > 1000.0).count();
-        if slow == 0 && entries.len() >= 20 {
-            return;
-        }
-    }
 }
 
 /// A step is only good if no process fell meanwhile.
@@ -158,9 +149,7 @@ async fn visitors_for(world: &World, window: Duration) -> Vec<Entry> {
 
 /// Waits until everything that the visitor began before an instant has ended, well or not.
 async fn answered(world: &World, before: Instant) {
-    while world.record.pending(VISITOR, before) > 0 && before.elapsed() < PATIENCE {
-        tokio::time::sleep(LOOK / 4).await;
-    }
+    world.record.answered(VISITOR, before, PATIENCE).await;
 }
 
 /// No request of the visitor failed since an instant, and there were some.
