@@ -63,7 +63,10 @@ fn served(page: &str) -> u64 {
 fn called(page: &str, service: &str) -> u64 {
     let of = |end: &str| {
         let host = format!("||{service}.");
-        counted(page, |name| name.starts_with("cluster.outbound") && name.contains(&host) && name.ends_with(end))
+        // The same numbers stand by the side from which a request came as well.
+        let twice = |name: &str| name.contains(".internal.") || name.contains(".external.");
+        let own = |name: &str| name.starts_with("cluster.outbound") && name.contains(&host) && name.ends_with(end);
+        counted(page, |name| own(name) && !twice(name))
     };
     if of(".ssl.handshake") > 0 { of(".upstream_rq_2xx") } else { 0 }
 }
@@ -82,6 +85,7 @@ mod tests {
     fn envoys_own_words_are_understood() {
         let page = "cluster.outbound|9090||payments.shop.svc.cluster.local.ssl.handshake: 2\n\
                     cluster.outbound|9090||payments.shop.svc.cluster.local.upstream_rq_2xx: 7\n\
+                    cluster.outbound|9090||payments.shop.svc.cluster.local.internal.upstream_rq_2xx: 7\n\
                     cluster.outbound|8080||plain.shop.svc.cluster.local.upstream_rq_2xx: 7\n\
                     http.inbound_0.0.0.0_8080.downstream_rq_2xx: 99\nhttp.admin.downstream_rq_2xx: 5\n\
                     listener.127.77.0.8_8080.ssl.handshake: 1\nlistener.x.length_ms: P0(nan,1) P25(nan,2)\n";
