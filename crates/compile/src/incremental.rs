@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use model::name::selects;
-use model::{Declaration, Diagnostic, Entry, ObjectKey, PeerAuthentication, Service, Workload};
+use model::{Declaration, Diagnostic, Entry, Labels, ObjectKey, PeerAuthentication, Service, Workload};
 
 use crate::host;
 use crate::mesh::{Mesh, WorkloadKey, config_of};
@@ -96,21 +96,23 @@ fn concerned(mesh: &Mesh, entry: &Entry, found: &mut BTreeSet<WorkloadKey>) {
             Declaration::Split(split) => callers(mesh, &[], &split.namespace, found),
             Declaration::Destination(policy) => callers(mesh, &policy.export_to, &policy.namespace, found),
             Declaration::PeerAuthentication(policy) => of_peer_authentication(mesh, policy, found),
-            Declaration::Authorization(policy) => {
-                let everywhere = policy.namespace == mesh.config.root_namespace;
-                let of_policy = |key: &WorkloadKey, labels| {
-                    (everywhere || key.namespace == policy.namespace) && selects(&policy.selector, labels)
-                };
-                found.extend(
-                    workloads(mesh)
-                        .filter(|(key, workload)| of_policy(key, &workload.labels))
-                        .map(|(key, _)| key.clone()),
-                );
+            Declaration::RequestAuthentication(policy) => {
+                selected(mesh, &policy.namespace, &policy.selector, found);
             }
+            Declaration::Authorization(policy) => selected(mesh, &policy.namespace, &policy.selector, found),
             // A change of settings is seen by comparing them; a namespace's labels decide nothing yet.
             Declaration::Mesh(_) | Declaration::Namespace { .. } => {}
         }
     }
+}
+
+/// The workloads of a policy: of its namespace, or of all for one of the root namespace.
+fn selected(mesh: &Mesh, namespace: &str, selector: &Labels, found: &mut BTreeSet<WorkloadKey>) {
+    let everywhere = namespace == mesh.config.root_namespace;
+    let of_policy = |(key, workload): &(&WorkloadKey, &Workload)| {
+        (everywhere || key.namespace == namespace) && selects(selector, &workload.labels)
+    };
+    found.extend(workloads(mesh).filter(of_policy).map(|(key, _)| key.clone()));
 }
 
 fn workloads(mesh: &Mesh) -> impl Iterator<Item = (&WorkloadKey, &Workload)> {

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use model::destination::DestinationPolicy;
 use model::mesh::TrafficSplit;
 use model::{
-    AuthorizationPolicy, Declaration, Diagnostic, Entry, MeshConfig, ObjectKey, PeerAuthentication, RouteTable,
-    Service, Workload,
+    AuthorizationPolicy, Declaration, Diagnostic, Entry, MeshConfig, ObjectKey, PeerAuthentication,
+    RequestAuthentication, RouteTable, Service, Workload,
 };
 
 use crate::host;
@@ -80,6 +80,8 @@ pub struct Mesh {
     pub(crate) splits: BTreeMap<String, ByRank<TrafficSplit>>,
     /// By namespace.
     pub(crate) peer_authentications: BTreeMap<String, ByRank<PeerAuthentication>>,
+    /// By namespace.
+    pub(crate) request_authentications: BTreeMap<String, ByRank<RequestAuthentication>>,
     /// By namespace.
     pub(crate) authorizations: BTreeMap<String, ByRank<AuthorizationPolicy>>,
     /// Hosts that a wildcard may cover, by namespace of the selected workloads: services with a selector.
@@ -210,6 +212,10 @@ impl Mesh {
                 let policies = self.peer_authentications.entry(policy.namespace.clone()).or_default();
                 policies.insert(rank(&policy.created), Arc::new(policy.clone()));
             }
+            Declaration::RequestAuthentication(policy) => {
+                let policies = self.request_authentications.entry(policy.namespace.clone()).or_default();
+                policies.insert(rank(""), Arc::new(policy.clone()));
+            }
             Declaration::Authorization(policy) => {
                 let policies = self.authorizations.entry(policy.namespace.clone()).or_default();
                 policies.insert(rank(""), Arc::new(policy.clone()));
@@ -261,6 +267,9 @@ impl Mesh {
             }
             Declaration::PeerAuthentication(policy) => {
                 remove(&mut self.peer_authentications, &policy.namespace, &rank(&policy.created));
+            }
+            Declaration::RequestAuthentication(policy) => {
+                remove(&mut self.request_authentications, &policy.namespace, &rank(""));
             }
             Declaration::Authorization(policy) => {
                 remove(&mut self.authorizations, &policy.namespace, &rank(""));

@@ -1,8 +1,8 @@
 //! Which security policies are in force at a workload.
 
 use model::name::selects;
-use model::security::{MtlsMode, PolicyAction};
-use model::{AuthorizationPolicy, Origin, PeerAuthentication, SpiffeId, Workload};
+use model::security::{Authorizer, JwtRule, MtlsMode, PolicyAction};
+use model::{AuthorizationPolicy, Origin, PeerAuthentication, Service, SpiffeId, Workload};
 
 use crate::mesh::Mesh;
 
@@ -59,6 +59,37 @@ impl Mesh {
             .map(AsRef::as_ref)
             .filter(|policy| policy.action == action && selects(&policy.selector, &workload.labels))
             .collect()
+    }
+
+    /// The issuers of tokens for a workload, in the order of their names: of the policies of the root namespace and of
+    /// its own.
+    pub(crate) fn issuers(&self, workload: &Workload) -> Vec<&JwtRule> {
+        let root = self.config.root_namespace.as_str();
+        let mut places = vec![root];
+        if workload.namespace != root {
+            places.push(&workload.namespace);
+        }
+        let policies = places.into_iter().filter_map(|namespace| self.request_authentications.get(namespace));
+        let selected = policies
+            .flat_map(|declared| declared.values())
+            .filter(|policy| selects(&policy.selector, &workload.labels));
+        let mut rules: Vec<&JwtRule> = selected.flat_map(|policy| &policy.rules).collect();
+        rules.sort_by(|one, other| one.issuer.cmp(&other.issuer));
+        rules
+    }
+
+    /// The external authorizer of a name.
+    pub(crate) fn authorizer(&self, name: &str) -> Option<&Authorizer> {
+        self.config.authorizers.iter().find(|authorizer| authorizer.name == name)
+    }
+
+    /// The service of an authorizer, as workloads of a namespace see it; it has the authorizer's port.
+    pub(crate) fn authorizer_service(&self, authorizer: &Authorizer, seen_from: &str) -> Option<&Service> {
+        let own = authorizer.namespace.as_deref().unwrap_or(seen_from);
+        let hostname = self.resolve_host(&authorizer.host, own);
+        let service = self.service(&hostname, seen_from)?;
+        let fits = authorizer.namespace.as_ref().is_none_or(|namespace| *namespace == service.namespace);
+        (fits && service.ports.iter().any(|port| port.number == authorizer.port)).then_some(service)
     }
 
     /// All trust domains that count as this mesh's, its own first.

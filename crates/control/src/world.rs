@@ -302,6 +302,7 @@ pub(crate) fn origin(entry: &Entry) -> Option<&Origin> {
         D::Split(it) => Some(&it.origin),
         D::Destination(it) => Some(&it.origin),
         D::PeerAuthentication(it) => Some(&it.origin),
+        D::RequestAuthentication(it) => Some(&it.origin),
         D::Authorization(it) => Some(&it.origin),
         D::Mesh(_) | D::Namespace { .. } => None,
     })

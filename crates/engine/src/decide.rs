@@ -1,5 +1,6 @@
 //! The mesh's question: this caller wants that; may it, and where does it go?
 
+mod ask;
 mod hash;
 mod redirect;
 mod timeouts;
@@ -13,9 +14,11 @@ use http::{HeaderName, HeaderValue, StatusCode};
 use crate::cluster::Cluster;
 use crate::cors::Cors;
 use crate::dice::Dice;
+use crate::ext_authz::Asks;
 use crate::facts::Facts;
 use crate::fault::{FaultHold, FaultPolicy};
 use crate::http_manager::{HttpFilter, HttpFilterKind, HttpManager};
+use crate::jwt::{self, Effects, JwtAuthn, RemoteKeys};
 use crate::matcher::HeaderKey;
 use crate::moment::Moment;
 use crate::plan::Plan;
@@ -25,6 +28,8 @@ use crate::routes::{
     ClusterChoice, FilterOverride, ForwardAction, MirrorPolicy, RequireTls, Route, RouteAction, RouteTable,
     VirtualHost, WeightedCluster, WeightedClusters,
 };
+
+pub use ask::{Answered, Asked, Changed, Guard, Pending, Question, Step, World};
 
 /// The answer for one request.
 #[derive(Debug)]
@@ -48,6 +53,10 @@ pub struct Decision {
     pub matched: Option<Matched>,
     /// Response flags so far (`DI`).
     pub flags: Flags,
+    /// The request as filters changed it; `None`: as it came.
+    pub changed: Option<Box<Changed>>,
+    /// What came of token filters and authorizers; `None`: there was nothing to ask.
+    pub asked: Option<Box<Asked>>,
 }
 
 /// What to do with the request.
@@ -108,13 +117,26 @@ impl Matched {
     }
 }
 
-/// Decides. Filters run in the manager's order; then the route acts.
+/// Decides without asking anybody: keys that would have to be fetched cannot be had, and authorizers let pass (what
+/// they were to be asked is in [`Asked::unasked`]).
 #[must_use]
 pub fn decide(plan: &Plan, manager: &HttpManager, facts: &Facts<'_>, now: Moment, dice: &mut Dice) -> Decision {
-    let _ = now; // Part of the contract: rate limits will need it.
-    let plain = manager.router.suppress_envoy_headers;
-    let matched = plan.routes_of(manager).and_then(|table| resolve(table, plain, facts, dice));
-    let mut decision = Decision {
+    let world = World { plan, manager, facts, now };
+    let mut step = begin(world, dice);
+    loop {
+        match step {
+            Step::Done(decision) => return decision,
+            Step::Ask(pending) => step = pending.go_on(world, Answered::NotAsked, dice),
+        }
+    }
+}
+
+/// Begins a decision. Filters run in the manager's order; then the route acts.
+#[must_use]
+pub fn begin(world: World<'_, '_>, dice: &mut Dice) -> Step {
+    let plain = world.manager.router.suppress_envoy_headers;
+    let table = world.plan.routes_of(world.manager);
+    let decision = Decision {
         outcome: Outcome::Reply(no_route()),
         delay: None,
         fault: None,
@@ -122,22 +144,50 @@ pub fn decide(plan: &Plan, manager: &HttpManager, facts: &Facts<'_>, now: Moment
         cors: Vec::new(),
         set_cookie: None,
         shapes_response: false,
-        matched,
+        matched: table.and_then(|table| resolve(table, plain, world.facts, dice)),
         flags: Flags::NONE,
+        changed: None,
+        asked: None,
     };
-    for filter in &manager.filters {
-        if let Some(reply) = run_filter(&mut decision, filter, facts, dice) {
-            decision.outcome = Outcome::Reply(reply);
-            return decision;
+    run(world, decision, 0, Vec::new(), dice)
+}
+
+/// Runs the filters from one on.
+fn run(
+    world: World<'_, '_>,
+    mut decision: Decision,
+    mut at: usize,
+    tried: Vec<Arc<RemoteKeys>>,
+    dice: &mut Dice,
+) -> Step {
+    while let Some(filter) = world.manager.filters.get(at) {
+        let changed = decision.changed.take();
+        let ran = match &changed {
+            None => run_filter(&mut decision, filter, world.facts, (world.now, &tried), dice),
+            Some(changed) => run_filter(&mut decision, filter, &changed.facts(world.facts), (world.now, &tried), dice),
+        };
+        decision.changed = changed;
+        match ran {
+            Ran::Next => {}
+            Ran::Reply(reply) => {
+                decision.outcome = Outcome::Reply(reply);
+                return Step::Done(decision);
+            }
+            Ran::Token(effects) => ask::accept(world, &mut decision, &effects, dice),
+            Ran::Ask(question) => return Step::Ask(Box::new(Pending { question, decision, at, tried })),
         }
+        at += 1;
     }
+    let changed = decision.changed.take();
+    let view = changed.as_ref().map(|changed| changed.facts(world.facts));
     if let Some(matched) = &decision.matched {
-        let (outcome, set_cookie) = act(plan, manager, matched, facts, dice);
+        let (outcome, set_cookie) = act(world.plan, world.manager, matched, view.as_ref().unwrap_or(world.facts), dice);
         decision.shapes_response = true;
         decision.set_cookie = set_cookie;
         decision.outcome = outcome;
     }
-    decision
+    decision.changed = changed;
+    Step::Done(decision)
 }
 
 /// Finds the virtual host, the route, and the one of its clusters.
@@ -163,8 +213,32 @@ fn weighted_point(several: &WeightedClusters, action: &ForwardAction, facts: &Fa
     hashed.unwrap_or_else(|| dice.below(several.total))
 }
 
-/// Runs one filter; an answer ends the request.
-fn run_filter(decision: &mut Decision, filter: &HttpFilter, facts: &Facts<'_>, dice: &mut Dice) -> Option<LocalReply> {
+/// What came of one filter.
+enum Ran {
+    /// The next one runs.
+    Next,
+    /// The request ends here.
+    Reply(LocalReply),
+    /// The next one runs, on what good tokens made of the request.
+    Token(Box<Effects>),
+    /// The filter runs again after this was asked.
+    Ask(Question),
+}
+
+impl From<Option<LocalReply>> for Ran {
+    fn from(reply: Option<LocalReply>) -> Self {
+        reply.map_or(Self::Next, Self::Reply)
+    }
+}
+
+/// Runs one filter.
+fn run_filter(
+    decision: &mut Decision,
+    filter: &HttpFilter,
+    facts: &Facts<'_>,
+    (now, tried): (Moment, &[Arc<RemoteKeys>]),
+    dice: &mut Dice,
+) -> Ran {
     let setting = decision.matched.as_ref().and_then(|matched| matched.filter_override(&filter.name));
     let off = match setting {
         Some(FilterOverride::Disabled) => true,
@@ -172,33 +246,67 @@ fn run_filter(decision: &mut Decision, filter: &HttpFilter, facts: &Facts<'_>, d
         Some(_) => false,
     };
     if off {
-        return None;
+        return Ran::Next;
     }
     match (&filter.kind, setting) {
         (HttpFilterKind::Rbac(own), setting) => {
             let rbac = match setting {
-                Some(FilterOverride::Rbac(None)) => return None,
+                Some(FilterOverride::Rbac(None)) => return Ran::Next,
                 Some(FilterOverride::Rbac(Some(other))) => other.clone(),
                 _ => own.clone(),
             };
-            authorize(decision, &rbac, facts)
+            authorize(decision, &rbac, facts).into()
+        }
+        (HttpFilterKind::Jwt(filter), setting) => {
+            let setting = match setting {
+                Some(FilterOverride::Jwt(setting)) => Some(setting.clone()),
+                _ => None,
+            };
+            authenticate(decision, filter, filter.judge(setting.as_ref(), facts, now, tried, dice), now)
+        }
+        (HttpFilterKind::ExtAuthz(filter), setting) => {
+            let setting = match setting {
+                Some(FilterOverride::ExtAuthz(setting)) => Some(setting.clone()),
+                _ => None,
+            };
+            match filter.asks(setting.as_ref(), facts, &decision.rbac, dice) {
+                Asks::Yes(asking) => Ran::Ask(Question::Authorize(asking)),
+                Asks::No => Ran::Next,
+                Asks::Refuse(reply) => Ran::Reply(*reply),
+            }
         }
         (HttpFilterKind::Cors(_), Some(FilterOverride::Cors(policy))) => match policy.clone().judge(facts, dice) {
-            Cors::Pass => None,
+            Cors::Pass => Ran::Next,
             Cors::Actual(headers) => {
                 decision.cors = headers;
-                None
+                Ran::Next
             }
-            Cors::Preflight(reply) => Some(*reply),
+            Cors::Preflight(reply) => Ran::Reply(*reply),
         },
         (HttpFilterKind::Fault(own), setting) => {
             let policy = match setting {
                 Some(FilterOverride::Fault(other)) => other.clone(),
                 _ => own.clone(),
             };
-            inject(decision, &policy, facts, dice)
+            inject(decision, &policy, facts, dice).into()
         }
-        _ => None,
+        _ => Ran::Next,
+    }
+}
+
+fn authenticate(decision: &mut Decision, filter: &JwtAuthn, outcome: jwt::Outcome, now: Moment) -> Ran {
+    decision.asked().outdated.extend(filter.outdated(now).cloned());
+    match outcome {
+        jwt::Outcome::Fetch(keys) => Ran::Ask(Question::Keys(keys)),
+        jwt::Outcome::Untouched => Ran::Next,
+        jwt::Outcome::Pass(effects) => {
+            decision.asked().guards.push(Guard::TokenAllowed);
+            Ran::Token(effects)
+        }
+        jwt::Outcome::Refuse(reply) => {
+            decision.asked().guards.push(Guard::TokenDenied);
+            Ran::Reply(*reply)
+        }
     }
 }
 

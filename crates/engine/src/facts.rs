@@ -52,6 +52,8 @@ pub struct Peer {
     pub sha256: Arc<str>,
     /// Whether the chain was verified against the trust bundle.
     pub validated: bool,
+    /// The certificate itself as URL-encoded PEM, kept only where a filter tells it on.
+    pub certificate: Option<Arc<str>>,
 }
 
 /// The HTTP version of a request or of a hop.

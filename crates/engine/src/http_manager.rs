@@ -9,7 +9,9 @@ use ipnet::IpNet;
 
 use crate::access_log::AccessLog;
 use crate::cors::CorsFilter;
+use crate::ext_authz::ExtAuthz;
 use crate::fault::FaultPolicy;
+use crate::jwt::JwtAuthn;
 use crate::listener::Extension;
 use crate::path::PathOptions;
 use crate::rbac::HttpRbac;
@@ -99,6 +101,20 @@ impl HttpManager {
         self.internal_addresses.iter().any(|range| range.contains(&address.to_canonical()))
     }
 
+    /// Whether a decision may have to ask outside: fetch keys, ask an authorizer.
+    #[must_use]
+    pub fn asks(&self) -> bool {
+        let asks = |kind: &HttpFilterKind| matches!(kind, HttpFilterKind::Jwt(_) | HttpFilterKind::ExtAuthz(_));
+        self.filters.iter().any(|filter| asks(&filter.kind))
+    }
+
+    /// Whether a filter hands the client's certificate on.
+    #[must_use]
+    pub fn tells_certificate(&self) -> bool {
+        let tells = |kind: &HttpFilterKind| matches!(kind, HttpFilterKind::ExtAuthz(filter) if filter.peer_certificate);
+        self.filters.iter().any(|filter| tells(&filter.kind))
+    }
+
     /// Whether `name` is an upgrade that requests may ask for (a route may say otherwise).
     #[must_use]
     pub fn allows_upgrade(&self, name: &str) -> bool {
@@ -142,6 +158,10 @@ pub struct HttpFilter {
 pub enum HttpFilterKind {
     /// Authorization.
     Rbac(Arc<HttpRbac>),
+    /// Tokens.
+    Jwt(Arc<JwtAuthn>),
+    /// Authorization by others.
+    ExtAuthz(Arc<ExtAuthz>),
     /// Cross-origin requests; its policy is on the routes.
     Cors(CorsFilter),
     /// Fault injection.

@@ -7,6 +7,7 @@ use hashbrown::HashMap;
 
 use crate::cluster::Cluster;
 use crate::http_manager::{HttpManager, RouteSource};
+use crate::jwt::RemoteKeys;
 use crate::listener::{Address, Listener};
 use crate::routes::RouteTable;
 use crate::tls::Secret;
@@ -21,6 +22,7 @@ pub struct Plan {
     pub(crate) clusters: HashMap<Arc<str>, Arc<Cluster>>,
     pub(crate) routes: HashMap<Arc<str>, Arc<RouteTable>>,
     pub(crate) secrets: HashMap<Arc<str>, Arc<Secret>>,
+    pub(crate) remote_keys: Arc<[Arc<RemoteKeys>]>,
 }
 
 impl Plan {
@@ -83,6 +85,12 @@ impl Plan {
     #[must_use]
     pub fn secret(&self, name: &str) -> Option<&Arc<Secret>> {
         self.secrets.get(name)
+    }
+
+    /// Key sets that are fetched, in no order.
+    #[must_use]
+    pub fn remote_keys(&self) -> &Arc<[Arc<RemoteKeys>]> {
+        &self.remote_keys
     }
 
     pub(crate) fn index_addresses(&mut self) {

@@ -155,9 +155,15 @@ impl Retries {
             policy.request_headers.is_empty() || policy.request_headers.iter().any(|rule| rule.matches(facts))
         });
         let Some(policy) = allowed else {
-            return Self { on: RetryOn::NONE, left: 0, done: 0 };
+            return Self::none();
         };
         Self { on: policy.on, left: policy.num_retries, done: 0 }
+    }
+
+    /// Of a request that is never retried.
+    #[must_use]
+    pub const fn none() -> Self {
+        Self { on: RetryOn::NONE, left: 0, done: 0 }
     }
 
     /// Attempts begun so far, the first included (`%UPSTREAM_REQUEST_ATTEMPT_COUNT%`, `x-envoy-attempt-count`).

@@ -96,6 +96,9 @@ pub fn response(decision: &Decision, matched: Option<&Matched>, values: &impl Va
     for (name, value) in &decision.cors {
         headers.insert(name, value.clone());
     }
+    for (name, value) in decision.asked.iter().flat_map(|asked| &asked.external) {
+        headers.append(name, value.clone());
+    }
     if let Some(cookie) = &decision.set_cookie {
         headers.append(http::header::SET_COOKIE, cookie.clone());
     }

@@ -524,6 +524,7 @@ impl Store {
         let complete: Vec<_> = complete.into_iter().map(|(name, listener)| (name.clone(), listener.clone())).collect();
         next.listeners.extend(complete);
         next.index_addresses();
+        next.remote_keys = self.strings.remote_keys_in_use();
         next.generation = self.plan.generation + 1;
         self.plan = Arc::new(next);
         self.strings.prune();

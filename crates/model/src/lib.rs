@@ -24,7 +24,7 @@ pub use mesh::{Declaration, Entry, MeshConfig};
 pub use name::{Labels, ObjectKey};
 pub use origin::{Origin, Position};
 pub use route::RouteTable;
-pub use security::{AuthorizationPolicy, PeerAuthentication};
+pub use security::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
 pub use service::Service;
 pub use spiffe::SpiffeId;
 pub use workload::Workload;

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::destination::DestinationPolicy;
 use crate::name::ObjectKey;
 use crate::route::RouteTable;
-use crate::security::{AuthorizationPolicy, PeerAuthentication};
+use crate::security::{AuthorizationPolicy, Authorizer, PeerAuthentication, RequestAuthentication};
 use crate::service::Service;
 use crate::workload::Workload;
 
@@ -34,6 +34,9 @@ pub struct MeshConfig {
     pub default_retry: Option<crate::route::RetryPolicy>,
     /// Whether proxies write access logs.
     pub access_log: AccessLogConfig,
+    /// External authorizers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub authorizers: Vec<Authorizer>,
 }
 
 impl Default for MeshConfig {
@@ -49,6 +52,7 @@ impl Default for MeshConfig {
             path_normalization: PathNormalization::Base,
             default_retry: None,
             access_log: AccessLogConfig::default(),
+            authorizers: Vec::new(),
         }
     }
 }
@@ -103,6 +107,8 @@ pub enum Declaration {
     Destination(DestinationPolicy),
     /// mTLS mode.
     PeerAuthentication(PeerAuthentication),
+    /// Tokens.
+    RequestAuthentication(RequestAuthentication),
     /// Authorization.
     Authorization(AuthorizationPolicy),
     /// Mesh settings.

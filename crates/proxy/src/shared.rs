@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use engine::{Moment, Plan};
 
 use crate::config::ledger::Ledger;
+use crate::http::keys::Flights;
 use crate::report::Watchtower;
 use crate::tls::Contexts;
 
@@ -24,6 +25,8 @@ pub struct Shared {
     pub ledger: Ledger,
     /// When the process began; [`Moment`]s count from here.
     pub started: Instant,
+    /// Key sets that are being fetched.
+    pub flights: Flights,
     connections: AtomicU64,
 }
 
@@ -36,6 +39,7 @@ impl Shared {
             tower,
             ledger: Ledger::default(),
             started: Instant::now(),
+            flights: Flights::default(),
             connections: AtomicU64::new(0),
         })
     }

@@ -184,7 +184,10 @@ impl Worker {
                     Some(Order::Drain { within }) => return self.drain(within).await,
                     Some(order) => self.obey(order),
                 },
-                now = sweep.tick() => self.pools.sweep(now),
+                now = sweep.tick() => {
+                    self.pools.sweep(now);
+                    self.fetch_keys();
+                }
             }
         }
     }
@@ -259,6 +262,18 @@ impl Worker {
     /// Whether the process is on its way out.
     pub fn is_draining(&self) -> bool {
         *self.draining.borrow()
+    }
+
+    /// Fetches key sets before the first request asks for them, and anew when they are old; one worker does it for all.
+    fn fetch_keys(self: &Rc<Self>) {
+        if self.index != 0 {
+            return;
+        }
+        let plan = self.shared.plan.load();
+        let now = self.shared.now();
+        for keys in plan.remote_keys().iter().filter(|keys| keys.is_due(now)) {
+            crate::http::keys::begin(self, keys);
+        }
     }
 
     fn follow_plan(&self) {

@@ -68,7 +68,7 @@ codes! {
         "timeout: 5";
     UNSUPPORTED_FIELD = 14: "the field is known but not supported yet",
         "The field has a meaning that Tulle does not implement. The whole object is refused rather than taking effect without it: half of a policy is another policy.",
-        "action: CUSTOM";
+        "localityLbSetting: {}";
     NAME = 15: "the name is not allowed",
         "Names of objects are DNS names: a-z, 0-9, `-` and `.`, at most 253 characters.",
         "metadata:\n  name: My_Service";
@@ -210,6 +210,12 @@ codes! {
     SPLIT_BACKENDS = 408: "the traffic split is wrong",
         "A TrafficSplit has a service and at least one backend with a weight; not all weights are 0.",
         "backends: []";
+    KEY_SET = 409: "the issuer's keys are wrong or missing",
+        "Tokens are believed when one of their issuer's keys signed them: `jwks` holds the key set itself, `jwksUri` says where it is fetched. Without keys every token of the issuer is refused. Keys are never fetched from this machine itself or from link-local addresses.",
+        "jwtRules:\n- issuer: https://issuer.test\n  jwksUri: http://169.254.169.254/keys";
+    TOKEN_TOO_LATE = 410: "tokens are validated after the external authorizer was asked",
+        "CUSTOM policies come before the validation of tokens (an authorizer may be what adds the token), so a rule of theirs that needs a token never matches. Move the condition into an ALLOW or DENY policy.",
+        "action: CUSTOM\nrules:\n- from: [{source: {requestPrincipals: [\"*\"]}}]";
     UNKNOWN_HOST = 501: "the host is not known",
         "No service and no ServiceEntry has this host, seen from the object's namespace. Requests to it fail with 503. A short name means the own namespace.",
         "destination: {host: revews}";
@@ -258,6 +264,9 @@ codes! {
     SERVICE_CONFLICT = 516: "two services have one host",
         "The oldest one takes effect.",
         "hosts: [x.test]";
+    UNKNOWN_PROVIDER = 517: "the external authorizer is not known",
+        "A CUSTOM policy asks an authorizer that `extensionProviders` of the MeshConfig does not define, or whose service is not known: what its rules match is refused.",
+        "action: CUSTOM\nprovider: {name: nobody}";
 }
 
 /// The explanation of a code.

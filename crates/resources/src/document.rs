@@ -63,6 +63,7 @@ const KINDS: &[Kind] = &[
     istio("networking.istio.io", "WorkloadEntry", NETWORKING, true, istio::workload_entry::read),
     istio("networking.istio.io", "WorkloadGroup", NETWORKING, true, istio::workload_group::read),
     istio("security.istio.io", "PeerAuthentication", SECURITY, false, istio::peer_authentication::read),
+    istio("security.istio.io", "RequestAuthentication", SECURITY, false, istio::request_authentication::read),
     istio("security.istio.io", "AuthorizationPolicy", SECURITY, false, istio::authorization_policy::read),
     istio("split.smi-spec.io", "TrafficSplit", SPLIT, true, smi::read),
     istio("", "Service", &["v1"], true, kubernetes::service),
@@ -83,7 +84,6 @@ const fn istio(
 /// Kinds that are known, and why they take no effect.
 const UNSUPPORTED: &[(&str, &[&str])] = &[
     ("networking.istio.io", &["Gateway", "Sidecar", "EnvoyFilter", "ProxyConfig"]),
-    ("security.istio.io", &["RequestAuthentication"]),
     ("telemetry.istio.io", &["Telemetry"]),
     ("extensions.istio.io", &["WasmPlugin", "TrafficExtension"]),
     (

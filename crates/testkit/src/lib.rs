@@ -5,7 +5,9 @@
 pub mod client;
 pub mod head;
 pub mod issue;
+pub mod oracle;
 pub mod recorder;
 pub mod table;
+pub mod token;
 pub mod topology;
 pub mod world;

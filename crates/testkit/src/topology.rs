@@ -11,7 +11,9 @@ use anyhow::{Context, Result};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::oracle::Oracle;
 use crate::table::{Ask, Config, EndpointSpec};
+use crate::token;
 
 /// The topology as its file tells it.
 #[derive(Debug, Clone, Deserialize)]
@@ -61,6 +63,9 @@ pub struct FixtureWorkload {
     pub labels: BTreeMap<String, String>,
     /// Ports by name.
     pub ports: BTreeMap<String, u16>,
+    /// What it does, where it is no recorder: `external authorizer...`, `key server...`.
+    #[serde(default)]
+    pub behaviour: Option<String>,
 }
 
 /// A name.
@@ -122,6 +127,8 @@ pub struct Placed {
     pub endpoint: Option<EndpointSpec>,
     /// Whether it calls others (a client).
     pub client: bool,
+    /// What it answers to proxies that ask, where it is no recorder.
+    pub oracle: Option<Oracle>,
 }
 
 impl Placed {
@@ -209,6 +216,14 @@ impl Topology {
     /// The workload with this name.
     pub fn workload(&self, name: &str) -> Option<&Placed> {
         self.workloads.iter().find(|workload| workload.name == name)
+    }
+
+    /// The servers that a configuration lets proxies ask: those whose host it names.
+    pub fn asked(&self, config: &Config) -> Vec<&Placed> {
+        let mut text = config.mesh.as_ref().map(Value::to_string).unwrap_or_default();
+        text.extend(config.resources.iter().map(Value::to_string));
+        let named = |workload: &&Placed| text.contains(&format!("{}.{}.svc", workload.name, workload.namespace));
+        self.workloads.iter().filter(|workload| workload.oracle.is_some()).filter(named).collect()
     }
 
     /// Addresses that the namespace's loopback device must have besides 127.0.0.0/8.
@@ -302,9 +317,18 @@ impl Topology {
         })
     }
 
-    /// Replaces `@NAME@` by the address of that workload.
+    /// Replaces `@NAME@` by the address of that workload, and `@JWKS-N@` by a key set.
     fn fill_in(&self, resource: &Value) -> Value {
         let mut text = resource.to_string();
+        for number in [1, 2] {
+            let place = format!("@JWKS-{number}@");
+            if text.contains(&place) {
+                let set = token::mint().map(|mint| mint.key_set(number)).unwrap_or_default();
+                // Inside a JSON text.
+                let quoted = Value::from(set).to_string();
+                text = text.replace(&place, quoted.trim_matches('"'));
+            }
+        }
         for workload in &self.workloads {
             text = text.replace(&format!("@{}@", workload.name), &workload.address.to_string());
         }
@@ -343,6 +367,7 @@ fn place(workload: &FixtureWorkload, number: u8, six: bool) -> Placed {
         locality: String::new(),
         endpoint: None,
         client: false,
+        oracle: workload.behaviour.as_deref().and_then(Oracle::of),
     }
 }
 
@@ -363,6 +388,7 @@ fn place_clients(fixture: &Fixture, variant: &Variant, source: Option<IpAddr>, s
             locality: variant.locality.clone().unwrap_or_default(),
             endpoint: None,
             client: true,
+            oracle: None,
         });
     }
 }

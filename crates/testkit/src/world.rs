@@ -1,6 +1,7 @@
 //! A mesh of real proxies around recording backends, in a network namespace of its own.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -36,6 +37,7 @@ pub struct World {
     addresses: Vec<IpAddr>,
     proxies: BTreeMap<String, Proxy>,
     recorders: BTreeMap<SocketAddr, (String, Recorder)>,
+    oracles: BTreeMap<SocketAddr, tokio::task::JoinHandle<()>>,
 }
 
 #[derive(Debug)]
@@ -59,6 +61,7 @@ impl World {
             addresses: Vec::new(),
             proxies: BTreeMap::new(),
             recorders: BTreeMap::new(),
+            oracles: BTreeMap::new(),
         })
     }
 
@@ -126,6 +129,13 @@ impl World {
         let mut keep = BTreeMap::new();
         for workload in topology.workloads.iter().filter(|w| wanted.contains(&w.id()) && w.up()) {
             for (port, _, app) in &workload.ports {
+                if let Some(oracle) = workload.oracle {
+                    // It answers all configurations alike, so it stays.
+                    if let Entry::Vacant(place) = self.oracles.entry(*app) {
+                        place.insert(oracle.start(*app).await?);
+                    }
+                    continue;
+                }
                 let identity = format!("{} {:?}", workload.name, workload.endpoint);
                 let recorder = match self.recorders.remove(app) {
                     Some((same, recorder)) if same == identity => recorder,

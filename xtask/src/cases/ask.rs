@@ -8,6 +8,7 @@ use futures_util::future::join_all;
 use testkit::client::{self, Ask, Http1};
 use testkit::head::Reply;
 use testkit::table::{self, Expect};
+use testkit::token;
 use testkit::topology::{Callable, Placed, Topology};
 use testkit::world::World;
 
@@ -35,7 +36,6 @@ pub(super) async fn ask(
 ) -> Result<Vec<Answer>> {
     for (field, given) in [
         ("via", request.via.as_deref().is_some_and(|via| via != "mesh")),
-        ("jwt", request.jwt.is_some()),
         ("h2_headers", request.h2_headers.is_some()),
         ("endpoints_after", request.endpoints_after.is_some()),
         ("then_heal", request.then_heal.is_some()),
@@ -90,17 +90,41 @@ fn target(topology: &Topology, request: &table::Ask, from: Option<&str>) -> Resu
     if request.headers.contains_key("x-fail") {
         headers.push(("x-request-id".to_owned(), "00000000-0000-4000-8000-000000000001".to_owned()));
     }
+    let mut path = request.path.clone().unwrap_or_else(|| "/".to_owned());
+    if let Some(wanted) = &request.jwt {
+        place_token(&token::mint()?.token(wanted)?, request.jwt_in.as_ref(), &mut headers, &mut path)?;
+    }
     let empty_message = if request.protocol == "grpc" { "\0\0\0\0\0" } else { "" };
     let body = request.body.clone().unwrap_or_else(|| empty_message.to_owned()).into_bytes();
-    let ask = Ask {
-        method: request.method.clone().unwrap_or_else(|| "GET".to_owned()),
-        path: request.path.clone().unwrap_or_else(|| "/".to_owned()),
-        authority,
-        headers,
-        body,
-    };
+    let ask =
+        Ask { method: request.method.clone().unwrap_or_else(|| "GET".to_owned()), path, authority, headers, body };
     let raw = request.raw.as_ref().and_then(|raw| raw.as_str()).map(str::to_owned);
     Ok(Target { to, ask, protocol: request.protocol.clone(), raw })
+}
+
+/// Puts a token where a case wants it; into `Authorization` where it says nothing.
+fn place_token(
+    token: &str,
+    place: Option<&serde_json::Value>,
+    headers: &mut Vec<(String, String)>,
+    path: &mut String,
+) -> Result<()> {
+    let Some(place) = place else {
+        headers.push(("authorization".to_owned(), format!("Bearer {token}")));
+        return Ok(());
+    };
+    let text = |name: &str| place[name].as_str();
+    if let Some(name) = text("header") {
+        headers.push((name.to_owned(), format!("{}{token}", text("prefix").unwrap_or_default())));
+    } else if let Some(name) = text("param") {
+        let separator = if path.contains('?') { '&' } else { '?' };
+        path.push_str(&format!("{separator}{name}={token}"));
+    } else if let Some(name) = text("cookie") {
+        headers.push(("cookie".to_owned(), format!("{name}={token}")));
+    } else {
+        bail!("the runner cannot put a token into {place}");
+    }
+    Ok(())
 }
 
 fn service<'a>(topology: &'a Topology, request: &table::Ask, namespace: &str) -> Result<&'a Callable> {

@@ -108,6 +108,7 @@ fn wanted(topology: &Topology, group: &Group<'_>) -> Vec<String> {
             wanted.push(id);
         }
     };
+    topology.asked(group.config).into_iter().for_each(|workload| add(workload.id()));
     for request in group.cases.iter().filter_map(|case| case.request.as_ref()) {
         let clients = [request.from.as_deref(), request.second_client.as_deref()];
         for client in clients.into_iter().flatten().filter_map(|name| topology.workload(name)) {
@@ -119,7 +120,11 @@ fn wanted(topology: &Topology, group: &Group<'_>) -> Vec<String> {
         match service {
             Some(service) if !routed => topology.behind(service).for_each(|workload| add(workload.id())),
             // A route may lead to any of them.
-            _ => topology.workloads.iter().filter(|w| !w.client).for_each(|workload| add(workload.id())),
+            _ => topology
+                .workloads
+                .iter()
+                .filter(|w| !w.client && w.oracle.is_none())
+                .for_each(|workload| add(workload.id())),
         }
     }
     wanted

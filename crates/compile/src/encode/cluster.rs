@@ -77,7 +77,7 @@ impl Encoder<'_> {
     }
 
     /// A cluster with everything but endpoints, balancing and TLS.
-    fn policy_cluster(&self, name: &str, effective: &Effective<'_>, protocol: Protocol) -> Cluster {
+    pub(super) fn policy_cluster(&self, name: &str, effective: &Effective<'_>, protocol: Protocol) -> Cluster {
         let none = ConnectionPool::default();
         let pool = effective.pool.unwrap_or(&none);
         let timeout = pool.connect_timeout.unwrap_or_else(|| self.mesh.config().connect_timeout);

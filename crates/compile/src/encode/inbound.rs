@@ -189,13 +189,17 @@ impl Encoder<'_> {
     }
 
     fn inbound_tcp(&self, cluster: &str, guarded: Option<(u16, u16)>) -> Vec<Filter> {
-        let mut filters = rbac::network_filters(self.mesh, self.workload, guarded);
+        let mut filters = self.external_network_filters(guarded);
+        filters.extend(rbac::network_filters(self.mesh, self.workload, guarded));
         filters.push(self.tcp_proxy(cluster, ClusterSpecifier::Cluster(cluster.to_owned()), None));
         filters
     }
 
     fn inbound_http(&mut self, mtls: bool, port: u16, cluster: &str, guarded: Option<(u16, u16)>) -> Vec<Filter> {
         let mut http_filters = vec![filters::peer_metadata()];
+        // As in Istio: an authorizer may be what adds the token.
+        http_filters.extend(self.external_filters(guarded));
+        http_filters.extend(self.token_filter());
         http_filters.extend(rbac::http_filters(self.mesh, self.workload, guarded));
         http_filters.extend([filters::stats(), filters::router()]);
         let to_program = Action::Route(route::plain_action(cluster.to_owned()));

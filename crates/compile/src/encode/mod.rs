@@ -5,9 +5,11 @@
 
 mod cluster;
 mod endpoints;
+mod ext_authz;
 mod filters;
 mod http;
 mod inbound;
+mod jwt;
 mod log;
 mod origin;
 mod outbound;

@@ -24,7 +24,7 @@ use proto::envoy::r#type::matcher::v3::{
     path_matcher, value_matcher,
 };
 
-use super::{filters, route_match, wire};
+use super::{ext_authz, filters, route_match, wire};
 use crate::mesh::Mesh;
 
 /// What a set of filters guards.
@@ -69,17 +69,23 @@ pub(crate) fn network_filters(mesh: &Mesh, workload: &Workload, port: Option<(u1
 
 /// Where each policy of a workload was written, by the names they have in the filters.
 pub(crate) fn origins(mesh: &Mesh, workload: &Workload) -> BTreeMap<String, String> {
-    let actions = [PolicyAction::Audit, PolicyAction::Deny, PolicyAction::Allow];
+    let actions = [PolicyAction::Custom, PolicyAction::Audit, PolicyAction::Deny, PolicyAction::Allow];
     let policies = actions.into_iter().flat_map(|action| mesh.authorizations(workload, action));
     let rules = policies.flat_map(|policy| {
-        policy.rules.iter().enumerate().map(|(number, rule)| (rule_name(policy, number), rule.origin.to_string()))
+        policy.rules.iter().enumerate().flat_map(|(number, rule)| {
+            let name = rule_name(policy, number);
+            // The rules of an authorizer that cannot be asked have another name.
+            let bad = policy.provider.as_ref().map(|_| format!("{name}{}", ext_authz::BAD_SUFFIX));
+            bad.into_iter().chain([name]).map(|name| (name, rule.origin.to_string()))
+        })
     });
     rules.collect()
 }
 
 /// Istio's name of a rule.
 fn rule_name(policy: &AuthorizationPolicy, number: usize) -> String {
-    format!("ns[{}]-policy[{}]-rule[{number}]", policy.namespace, policy.name)
+    let prefix = policy.provider.as_deref().map(ext_authz::rule_prefix).unwrap_or_default();
+    format!("{prefix}ns[{}]-policy[{}]-rule[{number}]", policy.namespace, policy.name)
 }
 
 /// One filter's rules.
@@ -89,9 +95,10 @@ struct RuleSet {
     shadow_prefix: &'static str,
 }
 
-struct Builder<'a> {
-    mesh: &'a Mesh,
-    guarded: Guarded,
+/// Makes rules of policies.
+pub(super) struct Builder<'a> {
+    pub(super) mesh: &'a Mesh,
+    pub(super) guarded: Guarded,
 }
 
 /// A rule that cannot be judged here.
@@ -120,7 +127,7 @@ impl Builder<'_> {
     }
 
     /// The rules of some policies. No ALLOW policy: nothing is asked; one without rules: nothing passes.
-    fn rules(&self, policies: &[&AuthorizationPolicy], action: PolicyAction) -> Option<Rbac> {
+    pub(super) fn rules(&self, policies: &[&AuthorizationPolicy], action: PolicyAction) -> Option<Rbac> {
         let mut named = std::collections::HashMap::new();
         for policy in policies {
             for (number, rule) in policy.rules.iter().enumerate() {
@@ -135,7 +142,7 @@ impl Builder<'_> {
         let nothing = named.is_empty() && (policies.is_empty() || action != PolicyAction::Allow);
         let action = match action {
             PolicyAction::Allow => rbac::Action::Allow,
-            PolicyAction::Deny => rbac::Action::Deny,
+            PolicyAction::Deny | PolicyAction::Custom => rbac::Action::Deny,
             PolicyAction::Audit => rbac::Action::Log,
         };
         (!nothing).then(|| Rbac { action: action.into(), policies: named, ..Rbac::default() })
@@ -147,7 +154,7 @@ impl Builder<'_> {
         rule: &PolicyRule,
         action: PolicyAction,
     ) -> Result<Policy, NeedsRequest> {
-        let lenient = action != PolicyAction::Allow;
+        let lenient = matches!(action, PolicyAction::Deny | PolicyAction::Audit);
         let mut for_all_ids = Vec::new();
         let mut for_all_rules = Vec::new();
         for condition in &rule.when {
@@ -475,24 +482,23 @@ fn request_principal(wanted: &StringMatch) -> Principal {
         let ids = vec![claim(&["iss"], &issuer), claim(&["sub"], &subject)];
         id(principal::Identifier::AndIds(principal::Set { ids }))
     };
+    // A part of which a wildcard leaves nothing may be anything.
+    let part = |text: &str, kind: fn(String) -> StringMatch| {
+        if text.is_empty() { StringMatch::Present } else { kind(text.to_owned()) }
+    };
+    let split = |text: &'_ str| text.rsplit_once('/').map(|(issuer, subject)| (issuer.to_owned(), subject.to_owned()));
     match wanted {
-        StringMatch::Exact(text) => match text.rsplit_once('/') {
-            Some((issuer, subject)) => {
-                both(StringMatch::Exact(issuer.to_owned()), StringMatch::Exact(subject.to_owned()))
-            }
+        StringMatch::Exact(text) => match split(text) {
+            Some((issuer, subject)) => both(StringMatch::Exact(issuer), StringMatch::Exact(subject)),
             None => both(StringMatch::Exact(text.clone()), StringMatch::Present),
         },
-        StringMatch::Prefix(text) => match text.rsplit_once('/') {
-            Some((issuer, subject)) => {
-                both(StringMatch::Exact(issuer.to_owned()), StringMatch::Prefix(subject.to_owned()))
-            }
-            None => both(StringMatch::Prefix(text.clone()), StringMatch::Present),
+        StringMatch::Prefix(text) => match split(text) {
+            Some((issuer, subject)) => both(StringMatch::Exact(issuer), part(&subject, StringMatch::Prefix)),
+            None => both(part(text, StringMatch::Prefix), StringMatch::Present),
         },
-        StringMatch::Suffix(text) => match text.rsplit_once('/') {
-            Some((issuer, subject)) => {
-                both(StringMatch::Suffix(issuer.to_owned()), StringMatch::Exact(subject.to_owned()))
-            }
-            None => both(StringMatch::Present, StringMatch::Suffix(text.clone())),
+        StringMatch::Suffix(text) => match split(text) {
+            Some((issuer, subject)) => both(part(&issuer, StringMatch::Suffix), StringMatch::Exact(subject)),
+            None => both(StringMatch::Present, part(text, StringMatch::Suffix)),
         },
         other => both(other.clone(), StringMatch::Present),
     }

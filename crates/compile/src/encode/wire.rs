@@ -39,6 +39,8 @@ static LB_ENDPOINT: Shape = Shape { maps: &[], inner: &[(3, &METADATA)] };
 /// The RBAC filters, of requests and of connections: both keep their rules in fields 1 and 2.
 pub(crate) static RBAC_FILTER: Shape = Shape { maps: &[], inner: &[(1, &RBAC), (2, &RBAC)] };
 static RBAC: Shape = Shape { maps: &[2], inner: &[] };
+/// The token filter: providers by name.
+pub(crate) static TOKEN_FILTER: Shape = Shape { maps: &[1], inner: &[] };
 /// The file and standard-output access logs: a format in field 5 or 1, whose field 2 is a JSON object.
 pub(crate) static FILE_LOG: Shape = Shape { maps: &[], inner: &[(5, &LOG_FORMAT)] };
 /// See [`FILE_LOG`].

@@ -29,6 +29,9 @@ pub(crate) mod code {
     pub(crate) const REQUEST_FIELD: Code = Code(514);
     pub(crate) const NO_WORKLOAD: Code = Code(515);
     pub(crate) const SHARED_HOST: Code = Code(516);
+    pub(crate) const UNKNOWN_PROVIDER: Code = Code(517);
+    pub(crate) const NO_EFFECT: Code = Code(27);
+    pub(crate) const TOKEN_TOO_LATE: Code = Code(410);
 }
 
 /// All findings of a mesh, in order of objects.
@@ -54,6 +57,7 @@ fn of_entry(mesh: &Mesh, entry: &Entry) -> Vec<Diagnostic> {
             Declaration::Split(split) => references::split(mesh, split, &mut found),
             Declaration::Destination(policy) => services::destination(mesh, entry, policy, &mut found),
             Declaration::PeerAuthentication(policy) => security::peer_authentication(mesh, entry, policy, &mut found),
+            Declaration::RequestAuthentication(policy) => security::request_authentication(mesh, policy, &mut found),
             Declaration::Authorization(policy) => security::authorization(mesh, policy, &mut found),
             Declaration::Mesh(_) | Declaration::Namespace { .. } => {}
         }
@@ -90,6 +94,7 @@ fn origin_of(declaration: &Declaration) -> Option<&Origin> {
         Declaration::Split(split) => Some(&split.origin),
         Declaration::Destination(policy) => Some(&policy.origin),
         Declaration::PeerAuthentication(policy) => Some(&policy.origin),
+        Declaration::RequestAuthentication(policy) => Some(&policy.origin),
         Declaration::Authorization(policy) => Some(&policy.origin),
         Declaration::Mesh(_) | Declaration::Namespace { .. } => None,
     }

@@ -3,7 +3,7 @@
 use model::name::selects;
 use model::security::{Attribute, Operation, PolicyAction, PolicyRule, Source};
 use model::service::Protocol;
-use model::{AuthorizationPolicy, Diagnostic, Entry, Labels, PeerAuthentication, Workload};
+use model::{AuthorizationPolicy, Diagnostic, Entry, Labels, PeerAuthentication, RequestAuthentication, Workload};
 
 use super::{code, info, warning, with};
 use crate::mesh::Mesh;
@@ -45,8 +45,21 @@ pub(super) fn peer_authentication(
     }
 }
 
+pub(super) fn request_authentication(mesh: &Mesh, policy: &RequestAuthentication, found: &mut Vec<Diagnostic>) {
+    let everywhere = policy.namespace == mesh.config.root_namespace;
+    if !policy.selector.is_empty() && !selects_any(mesh, &policy.namespace, &policy.selector, everywhere) {
+        let message = "no workload has these labels: no token is validated".to_owned();
+        let help = format!("compare with the labels of the workloads in {}", policy.namespace);
+        let field = "spec.selector.matchLabels";
+        found.push(with(warning(&policy.origin, code::SELECTS_NOTHING, message), field, help));
+    }
+}
+
 pub(super) fn authorization(mesh: &Mesh, policy: &AuthorizationPolicy, found: &mut Vec<Diagnostic>) {
     let everywhere = policy.namespace == mesh.config.root_namespace;
+    if policy.action == PolicyAction::Custom {
+        external(mesh, policy, found);
+    }
     if !policy.selector.is_empty() && !selects_any(mesh, &policy.namespace, &policy.selector, everywhere) {
         let message = "no workload has these labels: the policy protects nothing".to_owned();
         let help = format!("compare with the labels of the workloads in {}", policy.namespace);
@@ -64,12 +77,55 @@ pub(super) fn authorization(mesh: &Mesh, policy: &AuthorizationPolicy, found: &m
             PolicyAction::Allow => "never matches there",
             PolicyAction::Deny => "denies all connections there that its other fields match",
             PolicyAction::Audit => "reports all connections there that its other fields match",
+            PolicyAction::Custom => "asks nobody there",
         };
         let message = format!("port {port} of {workload} is not HTTP: with {field} this rule {effect}");
         let help = "name the HTTP ports in `to.operation.ports`, or give the port's protocol by its name";
         let field = format!("spec.rules[{number}]");
         found.push(with(warning(&rule.origin, code::REQUEST_FIELD, message), field, help));
     }
+}
+
+/// Whom a CUSTOM policy asks, and what it cannot ask about.
+fn external(mesh: &Mesh, policy: &AuthorizationPolicy, found: &mut Vec<Diagnostic>) {
+    let name = policy.provider.as_deref().unwrap_or_default();
+    let problem = match mesh.authorizer(name) {
+        None => Some(format!("`{name}` is no provider of the MeshConfig: what the rules match is refused")),
+        Some(authorizer) if mesh.authorizer_service(authorizer, &policy.namespace).is_none() => Some(format!(
+            "`{name}` asks {} at port {}, which is not known: what the rules match is refused",
+            authorizer.host, authorizer.port
+        )),
+        Some(_) => None,
+    };
+    if let Some(message) = problem {
+        let help = "define it under extensionProviders of the MeshConfig, with a service that the workload sees";
+        found.push(with(warning(&policy.origin, code::UNKNOWN_PROVIDER, message), "spec.provider.name", help));
+    }
+    if policy.dry_run {
+        let message = "a CUSTOM policy has no dry run: nobody is asked, and nothing is reported".to_owned();
+        let help = "remove the annotation istio.io/dry-run to ask";
+        found.push(with(warning(&policy.origin, code::NO_EFFECT, message), "metadata.annotations", help));
+    }
+    for (number, rule) in policy.rules.iter().enumerate().filter(|(_, rule)| needs_token(rule)) {
+        let message = "tokens are validated after the authorizer was asked: this rule never matches".to_owned();
+        let help = "move the condition into an ALLOW or DENY policy";
+        let field = format!("spec.rules[{number}]");
+        found.push(with(warning(&rule.origin, code::TOKEN_TOO_LATE, message), field, help));
+    }
+}
+
+fn needs_token(rule: &PolicyRule) -> bool {
+    let of_token = |key: &Attribute| {
+        matches!(
+            key,
+            Attribute::RequestPrincipal
+                | Attribute::RequestAudiences
+                | Attribute::RequestPresenter
+                | Attribute::RequestClaims(_)
+        )
+    };
+    let source = |source: &Source| !source.request_principals.is_empty() || !source.not_request_principals.is_empty();
+    rule.from.iter().any(source) || rule.when.iter().any(|condition| of_token(&condition.key))
 }
 
 fn selects_any(mesh: &Mesh, namespace: &str, selector: &Labels, everywhere: bool) -> bool {

@@ -50,6 +50,23 @@ metadata: {name: d, namespace: shop, annotations: {istio.io/dry-run: "true"}}
 spec: {action: DENY, rules: [{to: [{operation: {paths: [/z]}}]}]}
 ---
 apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {name: login, namespace: istio-system}
+spec:
+  jwtRules:
+    - {issuer: https://login.test, jwksUri: https://login.test/keys, audiences: [a, b], fromParams: [t], outputClaimToHeaders: [{header: x-u, claim: sub}]}
+    - {issuer: inside, jwks: '{"keys": [{"kty": "oct", "k": "eA"}]}', forwardOriginalToken: true}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: e, namespace: shop}
+spec: {action: CUSTOM, provider: {name: guard}, rules: [{to: [{operation: {paths: [/e*]}}]}]}
+---
+apiVersion: mesh.istio.io/v1alpha1
+kind: MeshConfig
+extensionProviders: [{name: guard, envoyExtAuthzGrpc: {service: catalog.shop.svc.cluster.local, port: 80, includeRequestBodyInCheck: {maxRequestBytes: 9}}}]
+---
+apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
 metadata: {name: u, namespace: istio-system}
 spec: {action: AUDIT, rules: [{}]}

@@ -19,6 +19,10 @@ use crate::routes::{FilterOverride, FilterOverrides, status};
 pub(super) const RBAC: &str = "envoy.extensions.filters.http.rbac.v3.RBAC";
 pub(super) const CORS: &str = "envoy.extensions.filters.http.cors.v3.Cors";
 pub(super) const FAULT: &str = "envoy.extensions.filters.http.fault.v3.HTTPFault";
+pub(super) const JWT: &str = "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication";
+pub(super) const EXT_AUTHZ: &str = "envoy.extensions.filters.http.ext_authz.v3.ExtAuthz";
+const EXT_AUTHZ_PER_ROUTE: &str = "envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute";
+const JWT_PER_ROUTE: &str = "envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig";
 const RBAC_PER_ROUTE: &str = "envoy.extensions.filters.http.rbac.v3.RBACPerRoute";
 const CORS_POLICY: &str = "envoy.extensions.filters.http.cors.v3.CorsPolicy";
 const FILTER_CONFIG: &str = "envoy.config.route.v3.FilterConfig";
@@ -160,11 +164,13 @@ fn filter_override(cx: &mut Context<'_>, any: &Any) -> Option<Option<FilterOverr
             FilterOverride::Cors(Arc::new(cors_policy(cx, &message)?))
         }
         FAULT => FilterOverride::Fault(Arc::new(fault(cx, any)?)),
+        EXT_AUTHZ_PER_ROUTE => FilterOverride::ExtAuthz(super::ext_authz::route(cx, any)?),
+        JWT_PER_ROUTE => FilterOverride::Jwt(super::jwt::route(cx, any)?),
         other => return cx.refuse(format!("settings of the kind {other} are not implemented")),
     };
     Some(Some(setting))
 }
 
 fn is_known(name: &str) -> bool {
-    matches!(name, RBAC_PER_ROUTE | CORS_POLICY | FAULT | FILTER_CONFIG)
+    matches!(name, RBAC_PER_ROUTE | CORS_POLICY | FAULT | FILTER_CONFIG | JWT_PER_ROUTE | EXT_AUTHZ_PER_ROUTE)
 }

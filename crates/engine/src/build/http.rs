@@ -145,6 +145,8 @@ fn http_filters(cx: &mut Context<'_>, messages: &[hcm::HttpFilter]) -> (Vec<Http
 fn filter_kind(cx: &mut Context<'_>, message: &hcm::HttpFilter, any: &Any) -> Option<Option<HttpFilterKind>> {
     Some(Some(match type_name(any) {
         filters::RBAC => HttpFilterKind::Rbac(Arc::new(filters::rbac(cx, any)?)),
+        filters::JWT => HttpFilterKind::Jwt(Arc::new(super::jwt::filter(cx, any)?)),
+        filters::EXT_AUTHZ => HttpFilterKind::ExtAuthz(Arc::new(super::ext_authz::filter(cx, any)?)),
         filters::CORS => HttpFilterKind::Cors(CorsFilter),
         filters::FAULT => HttpFilterKind::Fault(Arc::new(filters::fault(cx, any)?)),
         "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig" => HttpFilterKind::GrpcStats,

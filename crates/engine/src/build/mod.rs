@@ -3,8 +3,10 @@
 mod access_log;
 mod cluster;
 mod endpoint;
+mod ext_authz;
 mod filters;
 mod http;
+mod jwt;
 mod listener;
 mod rbac;
 mod route;
@@ -12,14 +14,15 @@ mod route_action;
 mod tls;
 mod value;
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use hashbrown::HashSet;
+use hashbrown::{HashMap, HashSet};
 use prost::Message;
 
 use proto::google::protobuf::{Any, BoolValue, Duration as ProtoDuration, UInt32Value};
 
+use crate::jwt::{RemoteKeys, RemoteSource};
 use crate::store::Fault;
 
 pub(crate) use cluster::cluster;
@@ -33,6 +36,8 @@ pub(crate) use tls::secret;
 pub(crate) struct Strings {
     known: HashSet<Arc<str>>,
     after_pruning: usize,
+    /// Key sets that are fetched, by their source: a new plan goes on with what is known.
+    remote_keys: HashMap<RemoteSource, Weak<RemoteKeys>>,
 }
 
 impl Strings {
@@ -44,6 +49,22 @@ impl Strings {
         let new: Arc<str> = text.into();
         self.known.insert(new.clone());
         new
+    }
+
+    /// One key set for each source.
+    pub(crate) fn remote_keys(&mut self, source: RemoteSource) -> Arc<RemoteKeys> {
+        if let Some(known) = self.remote_keys.get(&source).and_then(Weak::upgrade) {
+            return known;
+        }
+        let new = Arc::new(RemoteKeys::new(source.clone()));
+        self.remote_keys.insert(source, Arc::downgrade(&new));
+        new
+    }
+
+    /// The key sets that are in use.
+    pub(crate) fn remote_keys_in_use(&mut self) -> Arc<[Arc<RemoteKeys>]> {
+        self.remote_keys.retain(|_, keys| keys.strong_count() > 0);
+        self.remote_keys.values().filter_map(Weak::upgrade).collect()
     }
 
     /// Forgets what nobody else holds, now and then.
@@ -158,6 +179,10 @@ impl<'s> Context<'s> {
 
     pub(crate) fn share(&mut self, text: &str) -> Arc<str> {
         self.strings.share(text)
+    }
+
+    pub(crate) fn remote_keys(&mut self, source: RemoteSource) -> Arc<RemoteKeys> {
+        self.strings.remote_keys(source)
     }
 
     /// A text that may be absent, which protobuf writes as empty.

@@ -198,7 +198,7 @@ fn action(
     }
 }
 
-fn route_match(cx: &mut Context<'_>, message: &xds::RouteMatch) -> Option<RouteMatch> {
+pub(super) fn route_match(cx: &mut Context<'_>, message: &xds::RouteMatch) -> Option<RouteMatch> {
     use xds::route_match::PathSpecifier as Kind;
     let path = match &message.path_specifier {
         Some(Kind::Prefix(text)) => PathRule::Prefix(cx.share(text)),

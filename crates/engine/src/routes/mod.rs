@@ -21,7 +21,9 @@ pub use matching::{PathRule, QueryMatcher, QueryPattern, RouteMatch, TlsContextR
 pub(crate) use matching::{cookie, parameter};
 
 use crate::cors::CorsPolicy;
+use crate::ext_authz::ExtAuthzOverride;
 use crate::fault::FaultPolicy;
+use crate::jwt::JwtOverride;
 use crate::metadata::Metadata;
 use crate::rbac::HttpRbac;
 
@@ -142,6 +144,10 @@ pub enum FilterOverride {
     Cors(Arc<CorsPolicy>),
     /// Another fault.
     Fault(Arc<FaultPolicy>),
+    /// What tokens are needed.
+    Jwt(JwtOverride),
+    /// Whether and how an authorizer is asked.
+    ExtAuthz(ExtAuthzOverride),
 }
 
 impl FilterOverrides {

@@ -1,8 +1,10 @@
 //! The engine's scenarios: resources as xDS in YAML, requests, and the decisions they must get.
 
 mod authorization;
+mod external;
 mod filters;
 mod heads;
 mod plans;
 mod routing;
+mod tokens;
 mod world;

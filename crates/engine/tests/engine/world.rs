@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use engine::decide::Decision;
 use engine::facts::Protocol;
@@ -22,6 +22,7 @@ pub(crate) struct Ask {
     path: String,
     headers: HeaderMap,
     connection: ConnectionFacts,
+    started: SystemTime,
 }
 
 impl World {
@@ -90,7 +91,20 @@ impl Ask {
             path: path.to_owned(),
             headers: headers.collect(),
             connection: connection(),
+            started: SystemTime::UNIX_EPOCH,
         }
+    }
+
+    /// So many seconds after 1970.
+    pub(crate) fn at(mut self, seconds: u64) -> Self {
+        self.started = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        self
+    }
+
+    /// With one more header.
+    pub(crate) fn with(mut self, name: &'static str, value: &str) -> Self {
+        self.headers.append(name, HeaderValue::from_str(value).expect("value"));
+        self
     }
 
     /// From a client with this SPIFFE identity.
@@ -133,7 +147,7 @@ impl Ask {
             headers: &self.headers,
             protocol: Protocol::Http11,
             remote: self.connection.remote.ip(),
-            started: SystemTime::UNIX_EPOCH,
+            started: self.started,
             metadata: None,
         }
     }

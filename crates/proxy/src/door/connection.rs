@@ -6,9 +6,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use engine::rbac::RbacReport;
 use engine::reply::Flags;
 use engine::{ConnectionFacts, FilterChain, Listener, NetworkFilter, Peer};
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_rustls::LazyConfigAcceptor;
@@ -82,7 +85,8 @@ async fn establish(worker: &Rc<Worker>, listener: Arc<Listener>, socket: Socket)
             }
         }
     };
-    if let Err(refusal) = tls_facts(&stream, &mut facts) {
+    let keep = chain.http().is_some_and(|manager| manager.tells_certificate());
+    if let Err(refusal) = tls_facts(&stream, keep, &mut facts) {
         tls_failed(worker, &listener, &chain, &facts, &TlsFailure::Peer(refusal));
         return None;
     }
@@ -186,8 +190,8 @@ async fn accept_tls(
     Ok((Stream::Tls(Box::new(stream.into())), own_uri))
 }
 
-/// Adds what the handshake told.
-fn tls_facts(stream: &Stream, facts: &mut ConnectionFacts) -> Result<(), identity::tls::Refusal> {
+/// Adds what the handshake told; `keep`: with the client's certificate itself.
+fn tls_facts(stream: &Stream, keep: bool, facts: &mut ConnectionFacts) -> Result<(), identity::tls::Refusal> {
     let Some(state) = stream.tls() else { return Ok(()) };
     facts.tls = true;
     facts.negotiated_protocol = state.alpn_protocol().map(|protocol| Arc::from(String::from_utf8_lossy(protocol)));
@@ -203,8 +207,10 @@ fn tls_facts(stream: &Stream, facts: &mut ConnectionFacts) -> Result<(), identit
     {
         facts.server_name = server.get_ref().1.server_name().map(Arc::from);
     }
-    if state.peer_certificates().is_some_and(|chain| !chain.is_empty()) {
-        facts.peer = identity::tls::facts(state, SystemTime::now())?.map(peer).map(Arc::new);
+    if let Some(certificate) = state.peer_certificates().and_then(|chain| chain.first()) {
+        let certificate = keep.then(|| encoded_pem(certificate));
+        let facts_of = |facts| Arc::new(Peer { certificate, ..peer(facts) });
+        facts.peer = identity::tls::facts(state, SystemTime::now())?.map(facts_of);
     }
     Ok(())
 }
@@ -218,7 +224,18 @@ fn peer(facts: identity::tls::PeerFacts) -> Peer {
         serial: facts.serial.into(),
         sha256: facts.hash.into(),
         validated: true,
+        certificate: None,
     }
+}
+
+/// A certificate as PEM, URL-encoded as Envoy hands it on.
+fn encoded_pem(certificate: &[u8]) -> Arc<str> {
+    const ESCAPED: &AsciiSet = &CONTROLS.add(b' ').add(b'+').add(b'/').add(b'=');
+    let text = STANDARD.encode(certificate);
+    let lines = text.as_bytes().chunks(64).map(|line| String::from_utf8_lossy(line).into_owned());
+    let body = lines.collect::<Vec<_>>().join("\n");
+    let pem = format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n");
+    utf8_percent_encode(&pem, ESCAPED).to_string().into()
 }
 
 /// OpenSSL's names, as Envoy prints them.

@@ -1,11 +1,12 @@
 //! Bodies on their way: from the client with a bounded memory for retries, and to the client with what ends an exchange.
 
 use std::cell::RefCell;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
@@ -169,6 +170,11 @@ impl Source {
         (self.ended.is_some() && !self.forgotten).then(|| self.remembered.clone())
     }
 
+    /// From now on at most so many bytes are remembered; what was not sent yet stays.
+    pub fn remember_at_most(&mut self, limit: usize) {
+        self.limit = limit;
+    }
+
     /// Copies will be made of it: it stays remembered to its end.
     pub fn keep(&mut self) {
         self.keep = true;
@@ -226,6 +232,15 @@ impl Source {
         }
     }
 
+    fn poll_prefetch(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<()> {
+        while self.incoming.is_some() && self.remembered_bytes <= most {
+            if ready!(self.poll_next(cx)).is_none() {
+                break;
+            }
+        }
+        Poll::Ready(())
+    }
+
     fn remember(&mut self, frame: &Frame<Bytes>) {
         if let Some(data) = frame.data_ref() {
             self.received += data.len() as u64;
@@ -246,6 +261,19 @@ impl Source {
             self.trailers = Some(trailers.clone());
         }
     }
+}
+
+/// Waits until more than `most` bytes of a body have come, or all of it: its first `most` bytes, and whether there is
+/// more. A body that breaks off counts as ended here; whoever sends it on finds out.
+pub async fn prefetch(source: &SharedSource, most: usize) -> (Bytes, bool) {
+    poll_fn(|cx| source.borrow_mut().poll_prefetch(cx, most)).await;
+    let source = source.borrow();
+    let mut bytes = BytesMut::with_capacity(source.remembered_bytes.min(most));
+    for chunk in &source.remembered {
+        let room = most.saturating_sub(bytes.len());
+        bytes.extend_from_slice(chunk.get(..room.min(chunk.len())).unwrap_or_default());
+    }
+    (bytes.freeze(), source.remembered_bytes > most)
 }
 
 /// A request's body as one attempt sends it.

@@ -60,7 +60,13 @@ pub async fn exchange(
     exchange.meet_peer(&mut head);
 
     let plan = shared.worker.shared.plan.load_full();
-    exchange.decide(&plan, &head);
+    let mut incoming = Some(incoming);
+    if shared.manager.asks() {
+        Box::pin(exchange.consult(&plan, &mut head, &mut incoming)).await;
+        exchange.now = Instant::now();
+    } else {
+        exchange.decide(&plan, &head);
+    }
     if let Some(delay) = exchange.decision.as_ref().and_then(|decision| decision.delay) {
         sleep(delay).await;
         exchange.now = Instant::now();
@@ -130,7 +136,7 @@ impl Exchange {
             protocol: self.record.protocol.unwrap_or(Protocol::Http11),
             remote: head.remote,
             started: self.record.started_at,
-            metadata: None,
+            metadata: self.record.metadata.as_deref(),
         }
     }
 
@@ -138,11 +144,19 @@ impl Exchange {
     fn decide(&mut self, plan: &Plan, head: &Head) {
         let worker = Rc::clone(&self.shared.worker);
         let facts = self.facts(head);
-        let grpc = facts.is_grpc();
         let now = worker.shared.at(self.now);
-        let mut decision = engine::decide(plan, &self.shared.manager, &facts, now, &mut worker.dice.borrow_mut());
+        let decision = engine::decide(plan, &self.shared.manager, &facts, now, &mut worker.dice.borrow_mut());
+        self.note(decision, head);
+    }
+
+    /// Notes a decision in the record.
+    pub(super) fn note(&mut self, mut decision: Decision, head: &Head) {
+        let grpc = self.facts(head).is_grpc();
         let record = &mut self.record;
         record.grpc = grpc;
+        if let Some(asked) = &mut decision.asked {
+            record.guards = std::mem::take(&mut asked.guards);
+        }
         record.scheme = head.scheme;
         record.remote = Some(head.remote);
         record.original_path = Some(head.path.as_str().into());
@@ -160,16 +174,20 @@ impl Exchange {
         outcome.unwrap_or_else(nothing)
     }
 
-    fn take_body(&mut self, incoming: Incoming, forward: &Forward) {
+    /// Takes the body, unless an authorizer was shown it: then it is taken already.
+    fn take_body(&mut self, incoming: Option<Incoming>, forward: &Forward) {
         self.record.upstream.cluster = Some(Arc::clone(&forward.cluster));
-        if incoming.is_end_stream() {
-            self.record.request_complete = Some(self.now.duration_since(self.began));
-            return;
-        }
         let matched = self.record.matched.as_ref();
         let retries = matched.and_then(|matched| matched.forward()).is_some_and(|action| action.retry.is_some());
         let limit = if retries || !forward.mirrors.is_empty() { self.buffer_limit() } else { 0 };
-        self.source = Some(Source::new(incoming, limit, self.record.grpc));
+        if let Some(source) = &self.source {
+            source.borrow_mut().remember_at_most(limit);
+            return;
+        }
+        match incoming.filter(|incoming| !incoming.is_end_stream()) {
+            Some(incoming) => self.source = Some(Source::new(incoming, limit, self.record.grpc)),
+            None => self.record.request_complete = Some(self.now.duration_since(self.began)),
+        }
     }
 
     fn buffer_limit(&self) -> usize {

@@ -7,8 +7,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use engine::decide::Guard;
 use engine::decide::Matched;
 use engine::facts::Protocol;
+use engine::metadata::Metadata;
 use engine::rbac::RbacReport;
 use engine::reply::Flags;
 use engine::{Cluster, ConnectionFacts, Endpoint, FilterChain, Listener};
@@ -163,6 +165,10 @@ pub struct Record {
     pub origin: Option<Arc<str>>,
     /// What each authorization filter said, enforced and shadow, in order.
     pub rbac: Vec<RbacReport>,
+    /// What token filters and authorizers said, in order.
+    pub guards: Vec<Guard>,
+    /// What filters told those behind them (`%DYNAMIC_METADATA%`).
+    pub metadata: Option<Box<Metadata>>,
     /// False: the client went away before the answer was whole.
     pub complete: bool,
     /// The server's side.
@@ -205,6 +211,8 @@ impl Record {
             matched: None,
             origin: None,
             rbac: Vec::new(),
+            guards: Vec::new(),
+            metadata: None,
             complete: false,
             upstream: Upstream::default(),
             peer: PeerMetadata::default(),

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use engine::decide::Guard;
 use engine::listener::Direction;
 use engine::rbac::{RbacReport, Verdict};
 use engine::reply::Flags;
@@ -55,6 +56,21 @@ pub struct Site {
     pub tcp: Option<Arc<Shard<TcpCells>>>,
     /// Of the listener.
     pub listener: Arc<Shard<ListenerCells>>,
+}
+
+fn count_guard(cells: &HttpCells, guard: Guard) {
+    match guard {
+        Guard::TokenAllowed => &cells.jwt_authn_allowed,
+        Guard::TokenDenied => &cells.jwt_authn_denied,
+        Guard::ExternalAllowed => &cells.ext_authz_ok,
+        Guard::ExternalDenied => &cells.ext_authz_denied,
+        Guard::ExternalError => &cells.ext_authz_error,
+        Guard::ExternalFailedOpen => {
+            cells.ext_authz_error.inc();
+            &cells.ext_authz_failure_mode_allowed
+        }
+    }
+    .inc();
 }
 
 impl Site {
@@ -215,6 +231,9 @@ impl Tally {
             Kind::Tcp => self.count_tcp(site.as_deref(), plan, record),
         }
         self.count_policies(&record.rbac, site.as_deref());
+        if let Some(cells) = site.as_ref().and_then(|site| site.http.as_ref()) {
+            record.guards.iter().for_each(|guard| count_guard(cells, *guard));
+        }
         if let Some(site) = &site
             && !site.logs.is_empty()
         {
@@ -380,6 +399,11 @@ impl Tally {
             let letters = || record.flags.letters().into_owned();
             handle.connection_closed(record.flags.bits(), letters, record.denied_by().is_some());
         }
+    }
+
+    /// Counts a fetch of a key set.
+    pub fn keys_fetched(&self, good: bool) {
+        self.tower.keys_fetched(good);
     }
 
     fn count_policies(&self, reports: &[RbacReport], site: Option<&Site>) {

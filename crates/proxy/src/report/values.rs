@@ -293,7 +293,9 @@ impl Record {
     fn metadata_value(&self, source: MetadataSource, space: &str, path: &[Arc<str>], out: &mut String) -> bool {
         if source == MetadataSource::Dynamic {
             let key = path.first().map(|key| &**key).unwrap_or_default();
-            return self.dynamic(space, key, out);
+            if self.dynamic(space, key, out) {
+                return true;
+            }
         }
         let found = self.metadata_of(source).and_then(|metadata| metadata.find(space, path.iter().map(|key| &**key)));
         match found {
@@ -311,7 +313,7 @@ impl Record {
     fn metadata_of(&self, source: MetadataSource) -> Option<&Metadata> {
         let matched = self.matched.as_ref();
         match source {
-            MetadataSource::Dynamic => None,
+            MetadataSource::Dynamic => self.metadata.as_deref(),
             MetadataSource::Route => matched.map(|matched| &matched.route.metadata),
             MetadataSource::VirtualHost => matched.map(|matched| &matched.host.metadata),
             MetadataSource::Cluster => self.upstream.cluster.as_ref().map(|cluster| &cluster.config.metadata),

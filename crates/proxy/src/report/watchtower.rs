@@ -177,6 +177,12 @@ impl Watchtower {
         self.registry.counter("tulle_outlier_ejections_total", help, &[("cluster", cluster), ("cause", cause)]).inc();
     }
 
+    pub(super) fn keys_fetched(&self, good: bool) {
+        let help = "Fetches of the key sets of token issuers, by result.";
+        let result = if good { "success" } else { "failure" };
+        self.registry.counter("tulle_jwks_fetches_total", help, &[("result", result)]).inc();
+    }
+
     pub(super) fn policy(&self, policy: Option<&str>, allowed: bool, enforced: bool) -> Arc<Counter> {
         let action = if allowed { "allow" } else { "deny" };
         let labels = [("policy", policy.unwrap_or("none")), ("action", action)];

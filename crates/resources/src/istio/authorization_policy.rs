@@ -20,12 +20,13 @@ pub(crate) fn read(spec: &Object<'_>, subject: &Subject<'_>) -> Vec<Declaration>
     spec.refuse("targetRef", "policies are attached to workloads by selector");
     spec.refuse("targetRefs", "policies are attached to workloads by selector");
     let action = action(spec);
+    let provider = provider(spec, action);
     let rules = spec.get("rules");
     if rules.as_ref().is_none_or(|rules| rules.items().is_empty())
-        && matches!(action, Some(PolicyAction::Deny | PolicyAction::Audit))
+        && matches!(action, Some(PolicyAction::Deny | PolicyAction::Audit | PolicyAction::Custom))
     {
         spec.field
-            .error(codes::RULE, "a DENY or AUDIT policy without rules has no effect")
+            .error(codes::RULE, "a DENY, AUDIT or CUSTOM policy without rules has no effect")
             .help("add rules; `rules: [{}]` matches every request");
     }
     let rules = rules.map(|field| field.items()).unwrap_or_default();
@@ -37,6 +38,7 @@ pub(crate) fn read(spec: &Object<'_>, subject: &Subject<'_>) -> Vec<Declaration>
         name: subject.key.name.clone(),
         selector: selector(spec, "selector", "matchLabels"),
         action: action.unwrap_or(PolicyAction::Allow),
+        provider,
         rules: rules.iter().map(|rule| policy_rule::read(rule, &subject.key.namespace)).collect(),
         dry_run: dry_run(subject),
         origin: subject.origin.clone(),
@@ -46,23 +48,31 @@ pub(crate) fn read(spec: &Object<'_>, subject: &Subject<'_>) -> Vec<Declaration>
 
 fn action(spec: &Object<'_>) -> Option<PolicyAction> {
     let words = [
-        ("ALLOW", Some(PolicyAction::Allow)),
-        ("DENY", Some(PolicyAction::Deny)),
-        ("AUDIT", Some(PolicyAction::Audit)),
-        ("CUSTOM", None),
+        ("ALLOW", PolicyAction::Allow),
+        ("DENY", PolicyAction::Deny),
+        ("AUDIT", PolicyAction::Audit),
+        ("CUSTOM", PolicyAction::Custom),
     ];
-    let field = spec.get("action");
-    let action = field.as_ref().map_or(Some(Some(PolicyAction::Allow)), |field| field.word(&words)).flatten();
-    let custom = field.filter(|field| matches!(&field.node.value, crate::node::Value::Text(text) if text == "CUSTOM"));
-    if let Some(field) = &custom {
-        field
-            .error(codes::UNSUPPORTED_FIELD, "`action: CUSTOM` is not supported yet: no external authorizer is asked")
-            .help("use ALLOW and DENY rules");
+    spec.get("action").map_or(Some(PolicyAction::Allow), |field| field.word(&words))
+}
+
+/// The authorizer that a CUSTOM policy asks; others ask none.
+fn provider(spec: &Object<'_>, action: Option<PolicyAction>) -> Option<String> {
+    let field = spec.get("provider");
+    if action != Some(PolicyAction::Custom) {
+        if let Some(field) = field.filter(|_| action.is_some()) {
+            field.error_at_key(codes::PROVIDER, "`provider` goes with `action: CUSTOM` only").help("remove it");
+        }
+        return None;
     }
-    if let (Some(provider), None) = (spec.get("provider"), custom) {
-        provider.error_at_key(codes::PROVIDER, "`provider` goes with `action: CUSTOM` only").help("remove it");
-    }
-    action
+    let Some(field) = field else {
+        spec.field
+            .error(codes::PROVIDER, "a CUSTOM policy needs `provider`: whom it asks")
+            .help("write provider: {name: ...}, the name of one of MeshConfig's extensionProviders");
+        return None;
+    };
+    let object = field.object();
+    object.need("name").map(|name| name.filled())
 }
 
 fn dry_run(subject: &Subject<'_>) -> bool {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use model::MeshConfig;
 use model::mesh::{AccessLogConfig, PathNormalization};
 
-use super::retries;
+use super::{extension_providers, retries};
 use crate::codes;
 use crate::field::{Field, Object};
 
@@ -44,7 +44,6 @@ const NO_EFFECT: &[&str] = &[
 /// Reads mesh-wide settings.
 pub(crate) fn read(object: &Object<'_>) -> MeshConfig {
     let defaults = MeshConfig::default();
-    object.refuse("extensionProviders", "neither external authorizers nor telemetry providers are called");
     object.refuse("caCertificates", "the mesh trusts its own certificate authority alone");
     object.refuse("localityLbSetting", "endpoints are not preferred by locality");
     for field in object.given(NO_EFFECT) {
@@ -71,6 +70,10 @@ pub(crate) fn read(object: &Object<'_>) -> MeshConfig {
             .unwrap_or(PathNormalization::Base),
         default_retry: object.get("defaultHttpRetryPolicy").map(|field| retries::read(&field)),
         access_log: access_log(object),
+        authorizers: object
+            .get("extensionProviders")
+            .map(|field| extension_providers::read(&field))
+            .unwrap_or_default(),
     }
 }
 

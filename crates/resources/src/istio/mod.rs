@@ -3,6 +3,7 @@
 pub(crate) mod authorization_policy;
 mod cors;
 pub(crate) mod destination_rule;
+mod extension_providers;
 mod fault;
 mod headers;
 mod http_match;
@@ -13,6 +14,7 @@ pub(crate) mod mesh_config;
 pub(crate) mod peer_authentication;
 mod policy_rule;
 mod redirect;
+pub(crate) mod request_authentication;
 mod retries;
 pub(crate) mod service_entry;
 mod traffic_policy;

@@ -6,8 +6,6 @@ use model::security::{Attribute, Condition, Operation, PathMatch, PolicyRule, So
 use crate::field::{Field, Object};
 use crate::{codes, names};
 
-const NO_TOKENS: &str = "tokens (JWT) are not validated";
-
 /// Reads a rule.
 pub(super) fn read(rule: &Field<'_>, namespace: &str) -> PolicyRule {
     let object = rule.object();
@@ -34,9 +32,6 @@ fn source(item: &Field<'_>, namespace: &str) -> Source {
     let Some(field) = outer.need("source") else { return Source::default() };
     let object = field.object();
     says_something(&object, "source");
-    for jwt in ["requestPrincipals", "notRequestPrincipals"] {
-        object.refuse(jwt, NO_TOKENS);
-    }
     for account in object.given(&["serviceAccounts", "notServiceAccounts"]) {
         for other in object.given(&["principals", "notPrincipals", "namespaces", "notNamespaces"]) {
             other
@@ -60,8 +55,8 @@ fn source(item: &Field<'_>, namespace: &str) -> Source {
     Source {
         principals: texts("principals"),
         not_principals: texts("notPrincipals"),
-        request_principals: Vec::new(),
-        not_request_principals: Vec::new(),
+        request_principals: texts("requestPrincipals"),
+        not_request_principals: texts("notRequestPrincipals"),
         namespaces: texts("namespaces"),
         not_namespaces: texts("notNamespaces"),
         service_accounts: accounts("serviceAccounts"),
@@ -221,6 +216,9 @@ fn attribute(field: &Field<'_>) -> Option<Attribute> {
         "destination.ip" => Some(Attribute::DestinationIp),
         "destination.port" => Some(Attribute::DestinationPort),
         "connection.sni" => Some(Attribute::ConnectionSni),
+        "request.auth.principal" => Some(Attribute::RequestPrincipal),
+        "request.auth.audiences" => Some(Attribute::RequestAudiences),
+        "request.auth.presenter" => Some(Attribute::RequestPresenter),
         _ => None,
     };
     if let (Some(attribute), false) = (plain, key.contains('[')) {
@@ -235,8 +233,17 @@ fn attribute(field: &Field<'_>) -> Option<Attribute> {
         }
         return header.map(|header| Attribute::RequestHeader(header.to_ascii_lowercase()));
     }
-    if name.starts_with("request.auth.") || name.starts_with("experimental.envoy.filters.") {
-        let why = if name.starts_with("request.") { NO_TOKENS } else { "attributes of other filters are not read" };
+    if name == "request.auth.claims" {
+        let path = claim_path(&key);
+        if path.is_none() {
+            field
+                .error(codes::CONDITION_KEY, format!("`{key}` does not name a claim"))
+                .help("write request.auth.claims[NAME], or request.auth.claims[OUTER][INNER] for a nested one");
+        }
+        return path.map(Attribute::RequestClaims);
+    }
+    if name.starts_with("experimental.envoy.filters.") {
+        let why = "attributes of other filters are not read";
         field.error(codes::UNSUPPORTED_FIELD, format!("the condition key `{key}` is not supported yet: {why}"));
         return None;
     }
@@ -250,6 +257,10 @@ fn attribute(field: &Field<'_>) -> Option<Attribute> {
         "destination.ip",
         "destination.port",
         "connection.sni",
+        "request.auth.principal",
+        "request.auth.audiences",
+        "request.auth.presenter",
+        "request.auth.claims",
     ];
     let finding = field.error(codes::CONDITION_KEY, format!("the condition key `{key}` is not known"));
     match names::nearest(&key, known.into_iter()) {
@@ -257,6 +268,14 @@ fn attribute(field: &Field<'_>) -> Option<Attribute> {
         None => finding.help(format!("known: {}", known.join(", "))),
     };
     None
+}
+
+/// The names in `request.auth.claims[A][B]`.
+fn claim_path(key: &str) -> Option<Vec<String>> {
+    let rest = key.strip_prefix("request.auth.claims")?.strip_prefix('[')?.strip_suffix(']')?;
+    let path: Vec<String> = rest.split("][").map(str::to_owned).collect();
+    let named = |name: &String| !name.is_empty() && !name.contains(['[', ']']);
+    path.iter().all(named).then_some(path)
 }
 
 fn check_value(attribute: &Attribute, item: &Field<'_>) {

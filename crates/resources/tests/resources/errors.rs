@@ -286,65 +286,47 @@ spec:
 
 #[test]
 fn what_is_not_supported_is_refused_by_name() {
-    let text = r#"apiVersion: security.istio.io/v1
-kind: RequestAuthentication
-metadata: {name: jwt, namespace: shop}
-spec: {jwtRules: [{issuer: x}]}
+    let text = r#"apiVersion: networking.istio.io/v1
+kind: EnvoyFilter
+metadata: {name: patch, namespace: shop}
+spec: {}
 ---
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
-metadata: {name: ext, namespace: shop}
+metadata: {name: attached, namespace: shop}
 spec:
-  action: CUSTOM
-  provider: {name: ext}
-  rules: [{}]
----
-apiVersion: security.istio.io/v1
-kind: AuthorizationPolicy
-metadata: {name: claims, namespace: shop}
-spec:
+  targetRef: {kind: Service, name: web}
   rules:
-    - from: [{source: {requestPrincipals: ["*"]}}]
-      when: [{key: "request.auth.claims[iss]", values: [x]}]
+    - when: [{key: "experimental.envoy.filters.x[y]", values: [x]}]
 "#;
     insta::assert_snapshot!(drawn(text), @r#"
-    error[TL0006]: RequestAuthentication of security.istio.io is not supported yet
+    error[TL0006]: EnvoyFilter of networking.istio.io is not supported yet
      --> mesh.yaml:2:7
       |
-    2 | kind: RequestAuthentication
-      |       ^^^^^^^^^^^^^^^^^^^^^
+    2 | kind: EnvoyFilter
+      |       ^^^^^^^^^^^
       |
-      = in: RequestAuthentication shop/jwt, kind
+      = in: EnvoyFilter shop/patch, kind
       = help: keep it out of this directory; the other objects take effect
       = more: tulle explain TL0006
 
-    error[TL0014]: `action: CUSTOM` is not supported yet: no external authorizer is asked
-      --> mesh.yaml:10:11
+    error[TL0014]: `targetRef` is not supported yet: policies are attached to workloads by selector
+      --> mesh.yaml:10:3
        |
-    10 |   action: CUSTOM
-       |           ^^^^^^
+    10 |   targetRef: {kind: Service, name: web}
+       |   ^^^^^^^^^
        |
-       = in: AuthorizationPolicy shop/ext, spec.action
-       = help: use ALLOW and DENY rules
-       = more: tulle explain TL0014
-
-    error[TL0014]: `requestPrincipals` is not supported yet: tokens (JWT) are not validated
-      --> mesh.yaml:19:24
-       |
-    19 |     - from: [{source: {requestPrincipals: ["*"]}}]
-       |                        ^^^^^^^^^^^^^^^^^
-       |
-       = in: AuthorizationPolicy shop/claims, spec.rules[0].from[0].source.requestPrincipals
+       = in: AuthorizationPolicy shop/attached, spec.targetRef
        = help: the object takes no effect as long as the field is there
        = more: tulle explain TL0014
 
-    error[TL0014]: the condition key `request.auth.claims[iss]` is not supported yet: tokens (JWT) are not validated
-      --> mesh.yaml:20:20
+    error[TL0014]: the condition key `experimental.envoy.filters.x[y]` is not supported yet: attributes of other filters are not read
+      --> mesh.yaml:12:20
        |
-    20 |       when: [{key: "request.auth.claims[iss]", values: [x]}]
-       |                    ^^^^^^^^^^^^^^^^^^^^^^^^^^
+    12 |     - when: [{key: "experimental.envoy.filters.x[y]", values: [x]}]
+       |                    ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
        |
-       = in: AuthorizationPolicy shop/claims, spec.rules[0].when[0].key
+       = in: AuthorizationPolicy shop/attached, spec.rules[0].when[0].key
        = more: tulle explain TL0014
     "#);
 }

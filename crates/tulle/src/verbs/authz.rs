@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::declarations::{Declarations, workload};
 use crate::cli::Global;
 use crate::output::{Exit, fail, print};
-use crate::walk::{Arrived, Request, Verdict, arrive};
+use crate::walk::{Arrived, Request, Token, Verdict, arrive};
 
 /// Ask who may call whom
 #[derive(Debug, clap::Args)]
@@ -35,6 +35,7 @@ enum What {
 #[command(after_help = "Examples:
   tulle authz check web payments --method POST --path /charge
   tulle authz check batch.bank ledger --port 9000 -f mesh/
+  tulle authz check web payments --jwt-claims '{\"iss\": \"https://issuer.test\", \"sub\": \"amy\"}'
 
 The answer comes from the same function that the proxies call, on the configuration that the called
 workload's proxy gets. Nothing is sent.")]
@@ -58,6 +59,8 @@ struct Check {
     /// A header, NAME=VALUE (repeat for several)
     #[arg(long = "header", short = 'H', value_name = "NAME=VALUE")]
     headers: Vec<String>,
+    #[command(flatten)]
+    token: Token,
     /// Call in plaintext, as a program outside the mesh would
     #[arg(long)]
     plaintext: bool,
@@ -94,6 +97,7 @@ fn check_call(args: &Check, global: &Global) -> Result<Exit, Exit> {
     let hostname = service.map_or_else(|| first.id(), |service| service.hostname.clone());
     let authority = args.authority.clone().unwrap_or(hostname);
     let request = Request::new(&args.method, &args.path, &authority, &args.headers)
+        .and_then(|request| request.with(&args.token))
         .map_err(|error| fail(Exit::Usage, error, None))?;
     let mut answers = Vec::new();
     for to in called {
@@ -165,6 +169,12 @@ pub(super) fn verdict(mesh: &Mesh, from: &Workload, to: &Workload, arrived: &Arr
     let _ = writeln!(text, "  caller    {caller}");
     if arrived.http {
         let _ = writeln!(text, "  request   {} {} of {}", request.method, request.path, request.authority);
+    }
+    if let Some(token) = &arrived.token {
+        let _ = writeln!(text, "  token     {token}");
+    }
+    for authorizer in &arrived.unasked {
+        let _ = writeln!(text, "  external  {authorizer} is asked as well, and may refuse");
     }
     for trace in &arrived.shadow {
         let would = if trace.verdict.allowed { "would allow" } else { "would deny" };
@@ -242,6 +252,8 @@ fn document(from: &Workload, port: u16, answers: &[(&Workload, Arrived)], allowe
             "policy": policy,
             "origin": policy.map(|name| origin(arrived, name)),
             "caller": arrived.peer,
+            "token": arrived.token,
+            "external": arrived.unasked,
             "dryRun": dry_run.collect::<Vec<_>>(),
         })
     };

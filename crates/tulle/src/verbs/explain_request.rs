@@ -13,7 +13,7 @@ use super::authz;
 use super::declarations::{Declarations, workload};
 use crate::cli::Global;
 use crate::output::{Exit, fail, print};
-use crate::walk::{Departed, Request, Target, Verdict, Way, arrive, depart};
+use crate::walk::{Departed, Request, Target, Token, Verdict, Way, arrive, depart};
 
 /// Walk a request through the compiled configuration, without sending it: exit 0 it would be served, 1 not
 #[derive(Debug, clap::Args)]
@@ -34,6 +34,8 @@ pub(crate) struct Args {
     #[arg(long = "header", short = 'H', value_name = "NAME=VALUE")]
     headers: Vec<String>,
     #[command(flatten)]
+    token: Token,
+    #[command(flatten)]
     declarations: Declarations,
 }
 
@@ -49,7 +51,9 @@ fn explain(args: &Args, global: &Global) -> Result<Exit, Exit> {
     let (service, port, protocol) = called(&mesh, from, &args.to)?;
     let usage = |error: String| fail(Exit::Usage, error, None);
     let invalid = |error: String| fail(Exit::Invalid, error, None);
-    let request = Request::new(&args.method, &args.to.path, &args.to.authority, &args.headers).map_err(usage)?;
+    let request = Request::new(&args.method, &args.to.path, &args.to.authority, &args.headers)
+        .and_then(|request| request.with(&args.token))
+        .map_err(usage)?;
     let mut story = Story::default();
     let host = &args.to.host;
     story.step(

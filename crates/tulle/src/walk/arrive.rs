@@ -6,11 +6,13 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use compile::{Arrival, Mesh};
+use engine::decide::Guard;
 use engine::facts::Peer;
 use engine::http_manager::HttpFilterKind;
 use engine::listener::NetworkFilter;
-use engine::rbac::{Rules, Subject, Trace};
-use engine::{ConnectionFacts, Dice, Facts, FilterChain, Listener, Moment, Outcome, Plan};
+use engine::metadata::Metadata;
+use engine::rbac::{HttpRbac, Rules, Subject, Trace};
+use engine::{ConnectionFacts, Dice, Facts, FilterChain, HttpManager, Listener, Moment, Outcome, Plan};
 use model::service::Protocol;
 use model::workload::Interception;
 use model::{SpiffeId, Workload};
@@ -33,6 +35,10 @@ pub(crate) struct Arrived {
     pub(crate) shadow: Vec<Trace>,
     /// Where each rule stands, by name.
     pub(crate) origins: BTreeMap<String, String>,
+    /// Authorizers (their clusters) that would have to be asked, and may refuse.
+    pub(crate) unasked: Vec<String>,
+    /// What became of the request's token, where there was one.
+    pub(crate) token: Option<String>,
 }
 
 /// The answer.
@@ -70,14 +76,14 @@ pub(crate) fn arrive(
     let connection = connection(from, arrival, spoken, identity.as_ref());
     let peer = identity.map(|identity| identity.to_string());
     let Some(chain) = listener.chains.pick(&connection) else {
-        let verdict = Verdict::Refused(refusal(listener, arrival.mtls));
-        return Ok(Arrived { verdict, http: false, peer, traces: Vec::new(), shadow: Vec::new(), origins });
+        let judged = Judged::of(Verdict::Refused(refusal(listener, arrival.mtls)));
+        return Ok(judged.arrived(false, peer, origins));
     };
-    let (verdict, traces, shadow) = match chain.http() {
-        Some(_) => judge_request(&plan, chain, &connection, spoken, request),
+    let judged = match chain.http() {
+        Some(manager) => judge_request(&plan, manager, &connection, spoken, request),
         None => judge_connection(chain, &connection),
     };
-    Ok(Arrived { verdict, http: chain.http().is_some(), peer, traces, shadow, origins })
+    Ok(judged.arrived(chain.http().is_some(), peer, origins))
 }
 
 fn refusal(listener: &Listener, mtls: bool) -> String {
@@ -112,22 +118,43 @@ fn connection(from: &Workload, arrival: Arrival, spoken: Protocol, identity: Opt
     }
 }
 
-type Judged = (Verdict, Vec<Trace>, Vec<Trace>);
+/// An answer with its reasons.
+struct Judged {
+    verdict: Verdict,
+    traces: Vec<Trace>,
+    shadow: Vec<Trace>,
+    unasked: Vec<String>,
+    token: Option<String>,
+}
+
+impl Judged {
+    fn of(verdict: Verdict) -> Self {
+        Self { verdict, traces: Vec::new(), shadow: Vec::new(), unasked: Vec::new(), token: None }
+    }
+
+    fn arrived(self, http: bool, peer: Option<String>, origins: BTreeMap<String, String>) -> Arrived {
+        let Self { verdict, traces, shadow, unasked, token } = self;
+        Arrived { verdict, http, peer, traces, shadow, origins, unasked, token }
+    }
+}
 
 fn judge_request(
     plan: &Plan,
-    chain: &FilterChain,
+    manager: &HttpManager,
     connection: &ConnectionFacts,
     spoken: Protocol,
     request: &Request,
 ) -> Judged {
-    let Some(manager) = chain.http() else { return (Verdict::Allowed, Vec::new(), Vec::new()) };
     let path = match engine::path::canonical(&request.path, &manager.path) {
         engine::path::Canonical::Changed(path) => path,
-        engine::path::Canonical::Reject(reason) => {
-            return (Verdict::Answer(400, reason.to_owned()), Vec::new(), Vec::new());
-        }
+        engine::path::Canonical::Reject(reason) => return Judged::of(Verdict::Answer(400, reason.to_owned())),
         _ => request.path.clone(),
+    };
+    let started = SystemTime::now();
+    let (assumed, token) = match request.claims.as_deref().map(|claims| assume(manager, claims, started)) {
+        None => (None, None),
+        Some(Ok((metadata, words))) => (Some(metadata), Some(words)),
+        Some(Err(verdict)) => return Judged::of(verdict),
     };
     let facts = Facts {
         connection,
@@ -138,23 +165,65 @@ fn judge_request(
         headers: &request.headers,
         protocol: version(spoken),
         remote: connection.remote.ip(),
-        started: SystemTime::UNIX_EPOCH,
-        metadata: None,
+        started,
+        metadata: assumed.as_ref(),
     };
-    let subject = Subject::request(&facts);
+    let decision = engine::decide(plan, manager, &facts, Moment::START, &mut Dice::new(1));
+    let seen = decision.changed.as_ref().map(|changed| changed.facts(&facts));
+    let subject = Subject::request(seen.as_ref().unwrap_or(&facts));
     let filters = manager.filters.iter().filter_map(|filter| match &filter.kind {
-        HttpFilterKind::Rbac(rbac) => Some((rbac.rules.as_ref(), rbac.shadow.as_ref())),
+        HttpFilterKind::Rbac(rbac) => Some((rbac.rules.as_ref(), rbac.shadow.as_ref().filter(|_| !asks(rbac)))),
         _ => None,
     });
     let (traces, shadow) = explained(filters, &subject);
-    let decision = engine::decide(plan, manager, &facts, Moment::START, &mut Dice::new(1));
     let denied = decision.rbac.iter().any(|report| report.enforced.as_ref().is_some_and(|verdict| !verdict.allowed));
+    let token_denied = decision.guards().contains(&Guard::TokenDenied);
+    let unasked = decision.asked.iter().flat_map(|asked| &asked.unasked);
+    let unasked = unasked.map(|filter| filter.service.cluster().to_string()).collect();
     let verdict = match decision.outcome {
         Outcome::Forward(_) => Verdict::Allowed,
         Outcome::Reply(_) if denied => Verdict::Denied,
+        Outcome::Reply(reply) if token_denied => {
+            Verdict::Answer(reply.status.as_u16(), String::from_utf8_lossy(&reply.body).into_owned())
+        }
         Outcome::Reply(reply) => Verdict::Answer(reply.status.as_u16(), reply.details.into_owned()),
     };
-    (verdict, traces, shadow)
+    let token = token.or_else(|| seen.and_then(|seen| principal(seen.metadata?)));
+    Judged { verdict, traces, shadow, unasked, token }
+}
+
+/// Whether a filter only finds the requests that an authorizer is asked about.
+fn asks(rbac: &HttpRbac) -> bool {
+    rbac.shadow_stat_prefix.as_deref() == Some("istio_ext_authz_")
+}
+
+/// What claims would tell the policies if a good token carried them, or the answer to such a token.
+fn assume(manager: &HttpManager, claims: &str, started: SystemTime) -> Result<(Metadata, String), Verdict> {
+    let filter = manager.filters.iter().find_map(|filter| match &filter.kind {
+        HttpFilterKind::Jwt(filter) => Some(filter),
+        _ => None,
+    });
+    let mut metadata = Metadata::new();
+    let Some(filter) = filter else {
+        return Ok((metadata, "not looked at: no RequestAuthentication selects the workload".to_owned()));
+    };
+    match filter.assume(claims, started) {
+        Ok(effects) => {
+            effects.tell(&mut metadata);
+            let words = principal(&metadata).map_or_else(|| "assumed".to_owned(), |who| format!("{who}, assumed"));
+            Ok((metadata, words))
+        }
+        Err(status) => {
+            let code = if status == engine::jwt::Status::AudienceNotAllowed { 403 } else { 401 };
+            Err(Verdict::Answer(code, status.text().to_owned()))
+        }
+    }
+}
+
+/// `ISSUER/SUBJECT` of a token that was found good.
+fn principal(metadata: &Metadata) -> Option<String> {
+    let claim = |name: &str| metadata.find(engine::jwt::SPACE, ["payload", name]).and_then(|datum| datum.text());
+    Some(format!("{}/{}", claim("iss")?, claim("sub").unwrap_or_default()))
 }
 
 fn judge_connection(chain: &FilterChain, connection: &ConnectionFacts) -> Judged {
@@ -167,7 +236,8 @@ fn judge_connection(chain: &FilterChain, connection: &ConnectionFacts) -> Judged
     let subject = Subject::connection(connection);
     let (traces, shadow) = explained(rbac().map(|rbac| (rbac.rules.as_ref(), rbac.shadow.as_ref())), &subject);
     let allowed = rbac().all(|rbac| rbac.judge(connection).allowed);
-    (if allowed { Verdict::Allowed } else { Verdict::Denied }, traces, shadow)
+    let verdict = if allowed { Verdict::Allowed } else { Verdict::Denied };
+    Judged { traces, shadow, ..Judged::of(verdict) }
 }
 
 fn explained<'r>(

@@ -10,4 +10,4 @@ mod request;
 pub(crate) use arrive::{Arrived, Verdict, arrive};
 pub(crate) use depart::{Departed, Way, depart};
 pub(crate) use outline::outline;
-pub(crate) use request::{Request, Target};
+pub(crate) use request::{Request, Target, Token};

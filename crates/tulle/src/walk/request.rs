@@ -1,5 +1,7 @@
 //! The request that is walked.
 
+use std::path::PathBuf;
+
 use http::{HeaderMap, HeaderName, HeaderValue};
 use model::service::Protocol as Spoken;
 
@@ -11,6 +13,19 @@ pub(crate) struct Request {
     pub(crate) path: String,
     pub(crate) authority: String,
     pub(crate) headers: HeaderMap,
+    /// Claims (JSON) that a good token is assumed to carry.
+    pub(crate) claims: Option<String>,
+}
+
+/// The token of a walked request.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(crate) struct Token {
+    /// A file with the caller's token (JWT); it is validated as the proxy would
+    #[arg(long, value_name = "FILE")]
+    jwt: Option<PathBuf>,
+    /// Claims as JSON: judge as if a good token carried them
+    #[arg(long, value_name = "JSON", conflicts_with = "jwt")]
+    jwt_claims: Option<String>,
 }
 
 /// Whom a URL names.
@@ -59,7 +74,20 @@ impl Request {
             let value = HeaderValue::try_from(value.trim()).map_err(|error| format!("`{header}`: {error}"))?;
             map.append(name, value);
         }
-        Ok(Self { method: method.to_owned(), path: path.to_owned(), authority: authority.to_owned(), headers: map })
+        let (method, path, authority) = (method.to_owned(), path.to_owned(), authority.to_owned());
+        Ok(Self { method, path, authority, headers: map, claims: None })
+    }
+
+    /// The request with a token.
+    pub(crate) fn with(mut self, token: &Token) -> Result<Self, String> {
+        if let Some(path) = &token.jwt {
+            let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+            let value = HeaderValue::try_from(format!("Bearer {}", text.trim()));
+            let value = value.map_err(|_| format!("{} holds no token", path.display()))?;
+            self.headers.insert(http::header::AUTHORIZATION, value);
+        }
+        self.claims.clone_from(&token.jwt_claims);
+        Ok(self)
     }
 }
 

@@ -1,0 +1,125 @@
+//! Decisions that ask outside: keys are fetched and authorizers asked, then the decision goes on.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::Plan;
+use engine::decide::{Answered, Pending, Question, Step, World, begin};
+use engine::ext_authz::{Answer, Asking, BodyView, Call, Verdict};
+use engine::reply::{Flags, LocalReply};
+use http::StatusCode;
+use http_body::Body as _;
+use tokio::time::timeout;
+
+use super::arrive::Head;
+use super::body::{Incoming, SharedSource, Source, prefetch};
+use super::errand::{self, Errand};
+use super::exchange::Exchange;
+use super::keys;
+use crate::worker::Worker;
+
+/// The largest answer of an authorizer, bytes.
+const MAX_ANSWER: usize = 1024 * 1024;
+/// How long a body is waited for where the manager sets no limit.
+const BODY_LIMIT: Duration = Duration::from_secs(300);
+
+impl Exchange {
+    /// Guard and steer, for managers that may have to ask. What filters changed is then in `head`.
+    pub(super) async fn consult(&mut self, plan: &Plan, head: &mut Head, incoming: &mut Option<Incoming>) {
+        let worker = Rc::clone(&self.shared.worker);
+        let facts = self.facts(head);
+        let manager = &self.shared.manager;
+        let mut world = World { plan, manager, facts: &facts, now: worker.shared.now() };
+        let mut source = None;
+        let mut step = begin(world, &mut worker.dice.borrow_mut());
+        let mut decision = loop {
+            let pending = match step {
+                Step::Done(decision) => break decision,
+                Step::Ask(pending) => pending,
+            };
+            let answered = match &pending.question {
+                Question::Keys(keys) => {
+                    keys::fetch(&worker, keys).await;
+                    Answered::Keys
+                }
+                Question::Authorize(asking) => authorize(&worker, &pending, asking, world, incoming, &mut source).await,
+            };
+            world.now = worker.shared.now();
+            step = pending.go_on(world, answered, &mut worker.dice.borrow_mut());
+        };
+        for keys in decision.asked.iter().flat_map(|asked| &asked.outdated) {
+            keys::begin(&worker, keys);
+        }
+        self.source = source;
+        let changed = decision.changed.take();
+        if let Some(changed) = changed {
+            head.headers = changed.headers;
+            head.path = changed.path.unwrap_or_else(|| std::mem::take(&mut head.path));
+            if !changed.metadata.is_empty() {
+                self.record.metadata = Some(Box::new(changed.metadata));
+            }
+        }
+        self.note(decision, head);
+    }
+}
+
+/// Asks an authorizer, after as much of the body as it wants has come.
+async fn authorize(
+    worker: &Rc<Worker>,
+    pending: &Pending,
+    asking: &Asking,
+    world: World<'_, '_>,
+    incoming: &mut Option<Incoming>,
+    source: &mut Option<SharedSource>,
+) -> Answered {
+    let mut view = None;
+    if let Some(settings) = asking.body() {
+        if let Some(body) = incoming.take().filter(|body| !body.is_end_stream()) {
+            *source = Some(Source::new(body, usize::MAX, world.facts.is_grpc()));
+        }
+        view = Some(match source.as_ref() {
+            None => BodyView::default(),
+            Some(source) => {
+                let manager = world.manager;
+                let limit = manager.request_timeout.or(manager.stream_idle_timeout).unwrap_or(BODY_LIMIT);
+                match timeout(limit, prefetch(source, settings.max_bytes)).await {
+                    Ok((bytes, cut)) => BodyView { bytes, cut },
+                    Err(_) => return Answered::Refused(too_slow()),
+                }
+            }
+        });
+        if view.as_ref().is_some_and(|view| view.cut) && !settings.partial {
+            return Answered::Refused(asking.too_large());
+        }
+    }
+    let call = pending.call(asking, world.facts, view.as_ref());
+    Answered::Verdict(ask(worker, asking, call).await)
+}
+
+/// The answer to a client whose body does not come.
+fn too_slow() -> LocalReply {
+    LocalReply::error(StatusCode::REQUEST_TIMEOUT, "request timeout", "request_overall_timeout", Flags::NONE)
+}
+
+async fn ask(worker: &Rc<Worker>, asking: &Asking, call: Call) -> Verdict {
+    let Call { cluster, authority, method, path, headers, body, timeout, grpc } = call;
+    let errand = Errand {
+        cluster: Arc::clone(&cluster),
+        authority,
+        method,
+        path,
+        headers,
+        body,
+        timeout,
+        h2: grpc,
+        most: MAX_ANSWER,
+    };
+    match errand::run(worker, &errand).await {
+        Ok(back) => asking.understand(&Answer { status: back.status, headers: back.headers, body: back.body }),
+        Err(why) => {
+            tracing::debug!(%cluster, why, "the authorizer was not reached");
+            Verdict::Error
+        }
+    }
+}
