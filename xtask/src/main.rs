@@ -1,5 +1,6 @@
 //! Developer tasks: `cargo xtask --help`.
 
+mod bench;
 mod cases;
 mod ci;
 mod corpus;
@@ -39,6 +40,7 @@ enum Task {
     Setup,
     Docs(docs::Args),
     Promises(promises::Args),
+    Bench(bench::Args),
     Interop(interop::Args),
     Ci(ci::Args),
 }
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
         Task::Setup => setup::run(),
         Task::Interop(args) => interop::run(&args),
         Task::Promises(args) => promises::run(&args),
+        Task::Bench(args) => bench::run(&args),
         Task::Docs(args) => docs::run(&args),
         Task::Ci(args) => ci::run(&args),
     };

