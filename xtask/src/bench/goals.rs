@@ -39,6 +39,7 @@ const GOALS: &[Goal] = &[
     beside("D11-plain", "heap allocations, plain hop"),
     goal("D12", "CPU, new mTLS connection with one request", 1.0, 0.75),
     goal("D13", "PSS of one idle instance", 14.0, 9.0),
+    beside("D13-dirty", "private dirty memory of the same"),
     beside("D13-loaded", "PSS after a load on 32 connections"),
     goal("D14", "memory for each known service of 10 endpoints", 0.20, 0.06),
     goal("D15", "start to first answer, 10,000 services of 10 endpoints", 0.3, 0.1),
@@ -50,6 +51,8 @@ const GOALS: &[Goal] = &[
     goal("D19", "memory for each idle mTLS connection", 0.6, 0.3),
     goal("idle-http", "memory for each idle HTTP/1 connection", 4.7, 1.5),
     goal("workers", "CPU, plain hop, two workers against one", 1.15, 1.05),
+    beside("workers-envoy", "CPU, plain hop, two workers against one"),
+    beside("workers-haproxy", "CPU, plain hop, two workers against one"),
     goal("opaque", "CPU, new connection of bytes through two sidecars", 0.5, 0.12),
 ];
 
@@ -79,7 +82,7 @@ pub(crate) const PARTS: &[Part] = &[
     Part { ids: &["opaque"], run: cpu::opaque },
     Part { ids: &["D18", "D18-mtls"], run: cpu::bulk },
     Part { ids: &["workers"], run: cpu::workers },
-    Part { ids: &["D13", "D13-loaded"], run: memory::idle },
+    Part { ids: &["D13", "D13-dirty", "D13-loaded"], run: memory::idle },
     Part { ids: &["D14"], run: memory::services },
     Part { ids: &["D15", "D15-empty"], run: memory::starts },
     Part { ids: &["D19", "idle-http"], run: memory::connections },

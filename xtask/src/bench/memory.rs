@@ -17,7 +17,8 @@ const MEGA: f64 = (1 << 20) as f64;
 
 /// D13: one instance that has served one request; beside it the same after a load.
 pub(crate) fn idle(bench: &Bench) -> Result<Vec<Outcome>> {
-    let (mut idle, mut loaded, mut files) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+    let (mut idle, mut dirty, mut loaded) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+    let mut files = BTreeMap::new();
     for part in ["features", "plain"] {
         // The rivals that have no such features run without.
         for peer in bench.peers.for_parts(&["tulle", "envoy", "haproxy", "nginx"], &[part]) {
@@ -29,14 +30,15 @@ pub(crate) fn idle(bench: &Bench) -> Result<Vec<Outcome>> {
             bench.served(&load)?;
             sleep(SETTLE);
             idle.insert(peer.name.clone(), vec![mega(subject.pss()?)]);
+            dirty.insert(peer.name.clone(), vec![mega(subject.dirty()?)]);
             load.run()?;
             sleep(SETTLE);
             loaded.insert(peer.name.clone(), vec![mega(subject.pss()?)]);
             files.append(&mut subject.files);
         }
     }
-    let loaded = Outcome::absolute("D13-loaded", loaded, files.clone(), "MB");
-    Ok(vec![Outcome::absolute("D13", idle, files, "MB"), loaded])
+    let lines = [("D13", idle), ("D13-dirty", dirty), ("D13-loaded", loaded)];
+    Ok(lines.map(|(id, figures)| Outcome::absolute(id, figures, files.clone(), "MB")).into())
 }
 
 /// D14: the slope of memory over services that are known but never asked for.

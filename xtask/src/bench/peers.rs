@@ -268,6 +268,11 @@ impl Subject {
     pub(crate) fn pss(&self) -> Result<u64> {
         self.pids().into_iter().map(process::pss).sum()
     }
+
+    /// What all its proxies have written to, in bytes.
+    pub(crate) fn dirty(&self) -> Result<u64> {
+        self.pids().into_iter().map(process::dirty).sum()
+    }
 }
 
 impl Drop for Subject {

@@ -16,9 +16,18 @@ pub(crate) fn cpu(pid: u32) -> u64 {
 
 /// Proportional set size of a process alone, in bytes.
 pub(crate) fn pss(pid: u32) -> Result<u64> {
+    rolled_up(pid, "Pss:")
+}
+
+/// What a process alone has written to, in bytes: it does not depend on how the kernel caches the program's file.
+pub(crate) fn dirty(pid: u32) -> Result<u64> {
+    rolled_up(pid, "Private_Dirty:")
+}
+
+fn rolled_up(pid: u32, label: &'static str) -> Result<u64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-    let line = text.lines().find(|line| line.starts_with("Pss:")).context("Pss")?;
-    let kilobytes: u64 = line.split_whitespace().nth(1).context("Pss")?.parse()?;
+    let line = text.lines().find(|line| line.starts_with(label)).context(label)?;
+    let kilobytes: u64 = line.split_whitespace().nth(1).context(label)?.parse()?;
     Ok(kilobytes * 1024)
 }
 
