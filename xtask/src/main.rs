@@ -8,6 +8,7 @@ mod cost;
 mod demo;
 mod deny;
 mod docs;
+mod growth;
 mod interop;
 mod layers;
 mod promises;
@@ -39,6 +40,7 @@ enum Task {
     /// Install the real parts that the tests need
     Setup,
     Docs(docs::Args),
+    Growth(growth::Args),
     Promises(promises::Args),
     Bench(bench::Args),
     Interop(interop::Args),
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
         Task::Promises(args) => promises::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::Docs(args) => docs::run(&args),
+        Task::Growth(args) => growth::run(&args),
         Task::Ci(args) => ci::run(&args),
     };
     match done {

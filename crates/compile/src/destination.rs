@@ -1,7 +1,7 @@
 //! How a caller calls a host: DestinationRules found, merged and inherited.
 
 use model::destination::{
-    ClientTls, ConnectionPool, DestinationPolicy, LoadBalancer, OutlierDetection, Subset, TrafficPolicy,
+    ClientTls, ConnectionPool, DestinationPolicy, LoadBalancer, OutlierDetection, RetryBudget, Subset, TrafficPolicy,
 };
 use model::name::selects;
 use model::{Labels, Origin, Service};
@@ -23,6 +23,7 @@ pub(crate) struct Effective<'a> {
     pub(crate) pool: Option<&'a ConnectionPool>,
     pub(crate) outlier: Option<&'a OutlierDetection>,
     pub(crate) tls: Option<&'a ClientTls>,
+    pub(crate) budget: Option<RetryBudget>,
     /// Labels of the subset; `None` when no subset was asked for.
     pub(crate) labels: Option<&'a Labels>,
     pub(crate) origin: Option<&'a Origin>,
@@ -98,6 +99,7 @@ fn of_host(policy: &DestinationPolicy, port: u16) -> Effective<'_> {
         pool: traffic.connection_pool.as_ref(),
         outlier: traffic.outlier.as_ref(),
         tls: traffic.tls.as_ref(),
+        budget: policy.traffic.retry_budget,
         labels: None,
         origin: Some(&policy.origin),
     }
@@ -116,6 +118,7 @@ fn override_with<'a>(effective: &mut Effective<'a>, subset: &'a Subset, port: u1
         effective.outlier = traffic.outlier.as_ref().or(effective.outlier);
         effective.tls = traffic.tls.as_ref().or(effective.tls);
     }
+    effective.budget = traffic.retry_budget.or(effective.budget);
     effective.labels = Some(&subset.labels);
     effective.origin = Some(&subset.origin);
 }

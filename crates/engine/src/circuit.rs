@@ -19,6 +19,8 @@ pub struct Limits {
     pub retries: u32,
     /// Retries as a share of requests.
     pub budget: Option<RetryBudget>,
+    /// Whether metrics tell how much is left. Default false.
+    pub track_remaining: bool,
 }
 
 /// Retries as a share of the requests under way.
@@ -32,7 +34,7 @@ pub struct RetryBudget {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 1024, pending: 1024, requests: 1024, retries: 3, budget: None }
+        Self { connections: 1024, pending: 1024, requests: 1024, retries: 3, budget: None, track_remaining: false }
     }
 }
 
@@ -93,17 +95,25 @@ impl Drop for Slot {
 #[must_use]
 pub fn take(state: &Arc<ClusterState>, limits: &Limits, priority: Priority, resource: Resource) -> Option<Slot> {
     let usage = state.usage(priority);
-    let limit = match (resource, &limits.budget) {
-        (Resource::Connections, _) => limits.connections,
-        (Resource::Pending, _) => limits.pending,
-        (Resource::Requests, _) => limits.requests,
-        (Resource::Retries, None) => limits.retries,
-        (Resource::Retries, Some(budget)) => budget.limit(usage),
-    };
+    let limit = limits.most(resource, usage);
     let taken = usage
         .counter(resource)
         .fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| (count < limit).then(|| count + 1));
     taken.ok().map(|_| Slot { state: state.clone(), priority, resource })
+}
+
+impl Limits {
+    /// The limit of a resource now; a budget's follows what is under way.
+    #[must_use]
+    pub fn most(&self, resource: Resource, usage: &Usage) -> u32 {
+        match (resource, &self.budget) {
+            (Resource::Connections, _) => self.connections,
+            (Resource::Pending, _) => self.pending,
+            (Resource::Requests, _) => self.requests,
+            (Resource::Retries, None) => self.retries,
+            (Resource::Retries, Some(budget)) => budget.limit(usage),
+        }
+    }
 }
 
 impl RetryBudget {

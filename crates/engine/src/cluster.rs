@@ -5,9 +5,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::balance::{Balancer, LbPolicy};
+use crate::balance::{Balancer, LbPolicy, ZoneAware};
 use crate::circuit::{Limits, Usage};
+use crate::dice::Dice;
 use crate::endpoint::{Endpoint, EndpointSet};
+use crate::health::HealthCheck;
 use crate::http_manager::{Http1Options, Http2Options};
 use crate::listener::{SocketOption, TcpKeepalive};
 use crate::metadata::{Datum, Metadata};
@@ -89,6 +91,10 @@ pub struct ClusterConfig {
     pub per_host_connections: Option<u32>,
     /// Outlier detection; `None`: off.
     pub outlier: Option<Arc<OutlierConfig>>,
+    /// How endpoints are asked whether they work; `None`: they are not.
+    pub health_check: Option<Arc<HealthCheck>>,
+    /// Connections of bytes to an endpoint that was found to fail are closed. Default false.
+    pub close_on_failure: bool,
     /// Address that connections leave from (port 0: any).
     pub source_address: Option<SocketAddr>,
     /// The file of the network namespace that its connections are opened in. Default: this process's own.
@@ -168,15 +174,28 @@ pub struct TransportMatch {
 pub struct LbCommon {
     /// Below this share of healthy endpoints all are used, per cent; 0: never. Default 50.
     pub panic_threshold: f64,
+    /// In panic no endpoint is used rather than all. Default false.
+    pub fail_on_panic: bool,
+    /// An endpoint that was never checked yet is not counted at all. Default false.
+    pub ignore_unchecked: bool,
     /// Localities take load by their weight.
     pub locality_weighted: bool,
+    /// Endpoints of the proxy's own place are preferred, where it is known; `None`: not. On by default.
+    pub zone_aware: Option<ZoneAware>,
     /// Hash the endpoint's host name rather than its address (ring hash, Maglev).
     pub hash_hostname: bool,
 }
 
 impl Default for LbCommon {
     fn default() -> Self {
-        Self { panic_threshold: 50.0, locality_weighted: false, hash_hostname: false }
+        Self {
+            panic_threshold: 50.0,
+            fail_on_panic: false,
+            ignore_unchecked: false,
+            locality_weighted: false,
+            zone_aware: Some(ZoneAware::default()),
+            hash_hostname: false,
+        }
     }
 }
 
@@ -185,13 +204,48 @@ impl Default for LbCommon {
 pub struct DnsOptions {
     /// Between lookups. Default 5 s.
     pub refresh: Duration,
+    /// The records' own time to live counts instead, where it is not zero. Default false.
+    pub respect_ttl: bool,
+    /// A random part of this is added. Default none.
+    pub jitter: Duration,
+    /// Waits after failures: the first, and the longest; `None`: as after a success.
+    pub after_failure: Option<(Duration, Duration)>,
     /// Which addresses.
     pub family: DnsFamily,
 }
 
 impl Default for DnsOptions {
     fn default() -> Self {
-        Self { refresh: Duration::from_secs(5), family: DnsFamily::Auto }
+        Self {
+            refresh: Duration::from_secs(5),
+            respect_ttl: false,
+            jitter: Duration::ZERO,
+            after_failure: None,
+            family: DnsFamily::Auto,
+        }
+    }
+}
+
+impl DnsOptions {
+    /// The wait after a lookup that gave records which live so long.
+    #[must_use]
+    pub fn wait(&self, ttl: Option<Duration>, dice: &mut Dice) -> Duration {
+        let own = ttl.filter(|ttl| self.respect_ttl && !ttl.is_zero());
+        own.unwrap_or(self.refresh) + self.part_of_jitter(dice)
+    }
+
+    /// The wait after so many failed lookups in a row (from 1): a random time that doubles from the first to the
+    /// longest.
+    #[must_use]
+    pub fn wait_after_failure(&self, failures: u32, dice: &mut Dice) -> Duration {
+        let Some((base, max)) = self.after_failure else { return self.wait(None, dice) };
+        let factor = 1_u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX);
+        let most = base.saturating_mul(factor).min(max);
+        Duration::from_millis(dice.below(u64::try_from(most.as_millis()).unwrap_or(u64::MAX)))
+    }
+
+    fn part_of_jitter(&self, dice: &mut Dice) -> Duration {
+        Duration::from_millis(dice.below(u64::try_from(self.jitter.as_millis()).unwrap_or(u64::MAX)))
     }
 }
 
@@ -232,5 +286,38 @@ impl Cluster {
             Some(rule) => rule.tls.as_ref(),
             None => self.config.tls.as_ref(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_asked_for_again_when_their_records_end() {
+        let mut options = DnsOptions { refresh: Duration::from_secs(30), ..DnsOptions::default() };
+        let mut dice = Dice::new(1);
+        let two = Some(Duration::from_secs(2));
+        assert_eq!(options.wait(two, &mut dice), Duration::from_secs(30));
+        options.respect_ttl = true;
+        assert_eq!(options.wait(two, &mut dice), Duration::from_secs(2));
+        assert_eq!(options.wait(Some(Duration::ZERO), &mut dice), Duration::from_secs(30));
+        options.jitter = Duration::from_secs(1);
+        let waits: Vec<Duration> = (0..50).map(|_| options.wait(two, &mut dice)).collect();
+        assert!(waits.iter().all(|wait| (Duration::from_secs(2)..Duration::from_secs(3)).contains(wait)));
+        assert!(waits.windows(2).any(|pair| pair[0] != pair[1]));
+    }
+
+    #[test]
+    fn failures_wait_longer_and_longer() {
+        let second = Duration::from_secs(1);
+        let options = DnsOptions { after_failure: Some((second, second * 8)), ..DnsOptions::default() };
+        let mut dice = Dice::new(3);
+        let longest =
+            |failures, dice: &mut Dice| (0..200).map(|_| options.wait_after_failure(failures, dice)).max().unwrap();
+        assert!(longest(1, &mut dice) < second);
+        assert!((second * 3..second * 4).contains(&longest(3, &mut dice)));
+        assert!(longest(40, &mut dice) < second * 8);
+        assert_eq!(DnsOptions::default().wait_after_failure(3, &mut dice), Duration::from_secs(5));
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use crate::dice::Fraction;
+use crate::health::HealthState;
 use crate::listener::Address;
 use crate::metadata::Metadata;
 use crate::outlier::OutlierState;
@@ -97,8 +98,23 @@ pub struct Endpoint {
     pub locality: Arc<Locality>,
     /// 0 is the highest.
     pub priority: u32,
+    /// Where and whether it is checked, if not where it is called.
+    pub check: Option<Box<CheckAddress>>,
     /// What outlives an update of the set: the same address keeps it.
     pub state: Arc<EndpointState>,
+}
+
+/// Where an endpoint is asked whether it works (`Endpoint.HealthCheckConfig`).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct CheckAddress {
+    /// Another address; `None`: its own.
+    pub address: Option<Address>,
+    /// Another port; `None`: the address's own.
+    pub port: Option<u16>,
+    /// The host that is asked for; may be empty.
+    pub hostname: Arc<str>,
+    /// It is not asked at all.
+    pub disabled: bool,
 }
 
 /// Running state of one endpoint.
@@ -120,12 +136,30 @@ pub struct EndpointState {
     pub since: AtomicU64,
     /// What outlier detection knows.
     pub outlier: OutlierState,
+    /// What active checks know.
+    pub health: HealthState,
 }
 
 impl Endpoint {
-    /// Whether it takes new load: healthy as the control plane says, and not ejected.
+    /// Whether it takes new load: healthy as the control plane and checks say, and not ejected.
     #[must_use]
     pub fn is_healthy(&self) -> bool {
-        self.health == HealthStatus::Healthy && !self.state.outlier.is_ejected()
+        self.health == HealthStatus::Healthy && self.works() && !self.state.health.is_degraded()
+    }
+
+    /// Whether it takes load only when healthy endpoints do not suffice.
+    #[must_use]
+    pub fn is_degraded(&self) -> bool {
+        let degraded = match self.health {
+            HealthStatus::Degraded => true,
+            HealthStatus::Healthy => self.state.health.is_degraded(),
+            HealthStatus::Unhealthy | HealthStatus::Draining => false,
+        };
+        degraded && self.works()
+    }
+
+    /// Neither ejected nor found to fail by checks.
+    fn works(&self) -> bool {
+        !self.state.outlier.is_ejected() && !self.state.health.is_failed()
     }
 }

@@ -30,6 +30,7 @@ pub mod facts;
 pub mod fault;
 pub mod format;
 pub mod framing;
+pub mod health;
 pub mod http_manager;
 pub mod jwt;
 pub mod listener;

@@ -40,6 +40,8 @@ pub struct OutlierConfig {
     pub always_eject_one: bool,
     /// Success rates too far below the mean lead to ejection so often. Default 100.
     pub enforcing_success_rate: u32,
+    /// An active check that succeeds brings an endpoint back at once. Default true.
+    pub pardon: bool,
     /// Endpoints with enough requests that are needed for it. Default 5.
     pub success_rate_minimum_hosts: u32,
     /// What is enough. Default 100.
@@ -266,6 +268,20 @@ impl Monitor {
             cluster.balancer.refresh(now);
         }
         event
+    }
+
+    /// An active check found an endpoint well: one that is out comes back at once, where that is wanted.
+    pub fn pardon(&self, cluster: &Cluster, endpoint: &Arc<Endpoint>, now: Moment) -> Option<Event> {
+        let config = cluster.config.outlier.as_deref()?;
+        let state = &endpoint.state.outlier;
+        if !config.pardon || !state.is_ejected() || endpoint.state.health.is_failed() {
+            return None;
+        }
+        let _one = locked(&self.decisions);
+        state.forget_rows();
+        state.ejected.store(false, Ordering::Relaxed);
+        cluster.balancer.refresh(now);
+        Some(Event { endpoint: endpoint.clone(), kind: EventKind::Returned })
     }
 
     /// The periodic part: returns endpoints whose time is over and looks at rates. Call it every

@@ -17,6 +17,8 @@ pub struct RetryPolicy {
     pub num_retries: u32,
     /// Limit of one attempt; `None`: the whole exchange's.
     pub per_try_timeout: Option<Duration>,
+    /// How long an attempt may bring nothing; `None`: the route's own idle limit.
+    pub per_try_idle_timeout: Option<Duration>,
     /// Statuses for `retriable-status-codes`.
     pub status_codes: Vec<u16>,
     /// Response headers for `retriable-headers`; one must match.
@@ -33,6 +35,8 @@ pub struct RetryPolicy {
     pub previous_hosts: bool,
     /// Picks made to avoid them. Default 1.
     pub host_attempts: u32,
+    /// Leave out priorities already tried, looking again at every so manieth retry; `None`: they are not looked at.
+    pub previous_priorities: Option<u32>,
 }
 
 /// Response headers that say when to come back.

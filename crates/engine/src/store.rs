@@ -17,10 +17,10 @@ use proto::envoy::config::bootstrap::v3::Bootstrap;
 use proto::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use proto::type_url::{CLUSTER, ENDPOINTS, LISTENER, ROUTE, SECRET};
 
-use crate::balance::Balancer;
+use crate::balance::{Balancer, Home};
 use crate::build::{self, Context, Strings};
 use crate::cluster::{Cluster, ClusterConfig, ClusterState, Discovery};
-use crate::endpoint::{Endpoint, EndpointGroup, EndpointSet, EndpointState};
+use crate::endpoint::{Endpoint, EndpointGroup, EndpointSet, EndpointState, Locality};
 use crate::http_manager::RouteSource;
 use crate::listener::{Address, Listener};
 use crate::plan::Plan;
@@ -86,6 +86,8 @@ pub struct Store {
     /// What may go into the plan incomplete.
     released: HashSet<(&'static str, Arc<str>)>,
     ignored: Vec<IgnoredField>,
+    /// Where this proxy is, if its equals are known as a cluster.
+    home: Option<Arc<Home>>,
 }
 
 /// A cluster as it came, and what is needed to make it run.
@@ -146,6 +148,7 @@ impl Store {
 
     /// Loads a bootstrap's static secrets, clusters and listeners. All faults are given; what is good is in the plan.
     pub fn bootstrap(&mut self, bootstrap: &Bootstrap) -> Result<(), Vec<UpdateError>> {
+        self.home = self.home.take().or_else(|| home(bootstrap).map(Arc::new));
         let Some(resources) = &bootstrap.static_resources else { return Ok(()) };
         let update = |type_url: &str, name: &str, body: Vec<u8>| Update {
             type_url: type_url.into(),
@@ -462,7 +465,11 @@ impl Store {
         if same.is_some() {
             return;
         }
-        let balancer = Arc::new(Balancer::new(&entry.config, &endpoints));
+        expect_checks(&entry.config, &endpoints);
+        if let Some(home) = self.home.as_ref().filter(|home| home.cluster == *name) {
+            home.proxies_are(&endpoints);
+        }
+        let balancer = Arc::new(Balancer::new(&entry.config, &endpoints, self.home.as_ref()));
         let cluster = Cluster { config: entry.config.clone(), endpoints, state: entry.state.clone(), balancer };
         next.clusters.insert(name.clone(), Arc::new(cluster));
     }
@@ -584,9 +591,33 @@ impl ClusterEntry {
                 metadata: endpoint.metadata.clone(),
                 locality: endpoint.locality.clone(),
                 priority: endpoint.priority,
+                check: endpoint.check.clone(),
             })
         });
         made.collect()
+    }
+}
+
+fn home(bootstrap: &Bootstrap) -> Option<Home> {
+    let cluster = &bootstrap.cluster_manager.as_ref()?.local_cluster_name;
+    let place = bootstrap.node.as_ref()?.locality.as_ref()?;
+    let locality = Locality {
+        region: Arc::from(&*place.region),
+        zone: Arc::from(&*place.zone),
+        sub_zone: Arc::from(&*place.sub_zone),
+    };
+    (!cluster.is_empty()).then(|| Home::new(locality, Arc::from(&**cluster)))
+}
+
+/// Where a cluster is checked its endpoints count as failed until they were.
+fn expect_checks(config: &ClusterConfig, endpoints: &EndpointSet) {
+    for endpoint in endpoints.iter() {
+        let spared = endpoint.check.as_ref().is_some_and(|check| check.disabled);
+        if config.health_check.is_some() && !spared {
+            endpoint.state.health.begin();
+        } else {
+            endpoint.state.health.end();
+        }
     }
 }
 

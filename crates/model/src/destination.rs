@@ -52,8 +52,19 @@ pub struct TrafficPolicy {
     pub outlier: Option<OutlierDetection>,
     /// TLS to the destination.
     pub tls: Option<ClientTls>,
+    /// Retries as a share of requests.
+    pub retry_budget: Option<RetryBudget>,
     /// By port number: replaces the four above for that port (Istio: not merged).
     pub ports: Vec<(u16, Self)>,
+}
+
+/// Retries under way, as a share of the requests under way (Istio `retryBudget`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct RetryBudget {
+    /// Thousandths of a per cent; 20000 (20 %) by default.
+    pub share: u32,
+    /// Retries always allowed; 3 by default.
+    pub minimum: u32,
 }
 
 /// Balancing.
@@ -61,8 +72,57 @@ pub struct TrafficPolicy {
 pub struct LoadBalancer {
     /// How.
     pub kind: BalancerKind,
-    /// New endpoints get their share gradually over this time.
-    pub warmup: Option<Duration>,
+    /// New endpoints get their share gradually.
+    pub warmup: Option<Warmup>,
+    /// Which endpoints are preferred by where they are; `None`: as the mesh says.
+    pub locality: Option<LocalityBalancing>,
+}
+
+/// How new endpoints get their share (Istio `warmup`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Warmup {
+    /// How long an endpoint counts as new.
+    pub duration: Duration,
+    /// The share it begins with, in thousandths of a per cent; 10000 (10 %) by default.
+    pub minimum: u32,
+    /// How the share grows, in thousandths; 1000 (in a straight line) by default.
+    pub aggression: u32,
+}
+
+impl Warmup {
+    /// Istio's defaults; the duration is to be given.
+    pub const LINEAR: Self = Self { duration: Duration::ZERO, minimum: 10_000, aggression: 1000 };
+}
+
+/// Which endpoints are preferred by where they are (Istio `LocalityLoadBalancerSetting`).
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct LocalityBalancing {
+    /// Nobody is preferred.
+    pub off: bool,
+    /// Shares of the load by the caller's place; the first that fits.
+    pub distribute: Vec<Distribute>,
+    /// Where the load of a region goes when that region fails: `from` and `to`.
+    pub failover: Vec<(String, String)>,
+    /// Labels, the most important first: endpoints that share more of them with the caller come first.
+    pub failover_priority: Vec<PriorityLabel>,
+}
+
+/// Shares of the load from one place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Distribute {
+    /// The caller's place: `region/zone/sub-zone`, where a part may be missing or `*`.
+    pub from: String,
+    /// Places of endpoints and their shares, per cent.
+    pub to: Vec<(String, u32)>,
+}
+
+/// A label that decides about preference.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PriorityLabel {
+    /// The label.
+    pub key: String,
+    /// The wanted value; `None`: the caller's own.
+    pub value: Option<String>,
 }
 
 /// Kinds of balancing (Istio `LoadBalancerSettings`).
@@ -98,6 +158,8 @@ pub enum HashOn {
         path: String,
         /// Time to live.
         ttl: Option<Duration>,
+        /// Further attributes of a cookie that is made: name and value.
+        attributes: Vec<(String, String)>,
     },
     /// The source address.
     SourceIp,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::destination::DestinationPolicy;
+use crate::destination::{DestinationPolicy, LocalityBalancing};
 use crate::name::ObjectKey;
 use crate::route::RouteTable;
 use crate::security::{AuthorizationPolicy, Authorizer, PeerAuthentication, RequestAuthentication};
@@ -32,6 +32,8 @@ pub struct MeshConfig {
     pub path_normalization: PathNormalization,
     /// Default retries for routes without their own; `None` = Istio's.
     pub default_retry: Option<crate::route::RetryPolicy>,
+    /// Which endpoints are preferred by where they are, unless a destination says otherwise; switched on by default.
+    pub locality: LocalityBalancing,
     /// Whether proxies write access logs.
     pub access_log: AccessLogConfig,
     /// External authorizers.
@@ -51,6 +53,7 @@ impl Default for MeshConfig {
             auto_mtls: true,
             path_normalization: PathNormalization::Base,
             default_retry: None,
+            locality: LocalityBalancing::default(),
             access_log: AccessLogConfig::default(),
             authorizers: Vec::new(),
         }

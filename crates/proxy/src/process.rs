@@ -203,6 +203,7 @@ impl Keeper {
         tokio::spawn(settle(progress.clone()));
         self.rooms.watch(progress);
         tokio::spawn(crate::upstream::sweep::run(Arc::clone(&self.shared)));
+        tokio::spawn(crate::upstream::health::run(Arc::clone(&self.shared)));
         tokio::spawn(Arc::clone(&self.shared.tower).keep());
         admin.serve(&self.rooms);
         let configuration = tokio::spawn(configuration.run());

@@ -98,6 +98,7 @@ impl Carrying<'_> {
                 None
             }
             () = drained(&mut connection) => None,
+            () = failed(&cluster, &endpoint) => None,
         };
         self.record.complete = true;
         match end {
@@ -155,7 +156,8 @@ impl Carrying<'_> {
             return Some(original::endpoint(self.record.downstream.facts.local, *port));
         }
         let hash = self.tcp.hash(&self.record.downstream.facts);
-        let request = balance::Request { hash, tried, avoid_attempts: u32::from(!tried.is_empty()) * 5 };
+        let request =
+            balance::Request { hash, tried, avoid_attempts: u32::from(!tried.is_empty()) * 5, priorities_every: 0 };
         let now = self.worker.shared.now();
         cluster.balancer.pick(request, now, &mut self.worker.dice.borrow_mut())
     }
@@ -240,6 +242,19 @@ impl Drop for Counted {
 
 /// How long a raw connection may go on after its chain began to drain.
 const DRAIN_LIMIT: std::time::Duration = std::time::Duration::from_secs(600);
+
+/// How often an open connection's endpoint is looked at.
+const LOOK: std::time::Duration = std::time::Duration::from_millis(100);
+
+/// Ends when the endpoint of an open connection is found to fail, where the cluster wants that.
+async fn failed(cluster: &Cluster, endpoint: &Endpoint) {
+    if !cluster.config.close_on_failure {
+        return std::future::pending().await;
+    }
+    while !endpoint.state.health.is_failed() && !endpoint.state.outlier.is_ejected() {
+        tokio::time::sleep(LOOK).await;
+    }
+}
 
 async fn drained(connection: &mut Connection) {
     if connection.drain.wait_for(|drain| *drain).await.is_ok() {

@@ -184,7 +184,7 @@ codes! {
         "A probe has exactly one of httpGet, tcpSocket, exec and grpc, with a port or a command.",
         "probe:\n  exec: {command: []}";
     LOCALITY = 305: "wrong locality",
-        "A locality is REGION, REGION/ZONE or REGION/ZONE/SUBZONE.",
+        "A locality is REGION, REGION/ZONE or REGION/ZONE/SUBZONE. In `localityLbSetting` its last part may be `*`, two places of a list must not overlap, and failover speaks of regions alone.",
         "locality: a/b/c/d";
     PEER_PORTS = 401: "port-level mTLS is wrong",
         "`portLevelMtls` speaks of the ports of selected workloads: it needs a selector, and at least one port.",

@@ -1,12 +1,12 @@
 //! Clients that send exactly what a test says.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::head::{self, Reply};
 
@@ -29,6 +29,7 @@ pub struct Ask {
 #[derive(Debug)]
 pub struct Http1 {
     to: SocketAddr,
+    from: Option<IpAddr>,
     open: Option<(TcpStream, BytesMut)>,
 }
 
@@ -38,7 +39,12 @@ const PATIENCE: Duration = Duration::from_secs(15);
 impl Http1 {
     /// Connects at the first request.
     pub fn new(to: SocketAddr) -> Self {
-        Self { to, open: None }
+        Self { to, from: None, open: None }
+    }
+
+    /// Connects at the first request, from this address.
+    pub fn from(to: SocketAddr, from: IpAddr) -> Self {
+        Self { to, from: Some(from), open: None }
     }
 
     /// Sends a request and reads its answer; `None` when the peer closed without a byte of answer.
@@ -52,7 +58,7 @@ impl Http1 {
     async fn send_once(&mut self, ask: &Ask) -> Result<Option<Reply>> {
         let (mut stream, mut buffer) = match self.open.take() {
             Some(open) => open,
-            None => (connect(self.to).await?, BytesMut::new()),
+            None => (connect_from(self.to, self.from).await?, BytesMut::new()),
         };
         if stream.write_all(&encode(ask)).await.is_err() {
             return Ok(None);
@@ -80,7 +86,15 @@ pub fn closed(error: &anyhow::Error) -> bool {
 }
 
 async fn connect(to: SocketAddr) -> Result<TcpStream> {
-    let stream = TcpStream::connect(to).await.with_context(|| format!("connect to {to}"))?;
+    connect_from(to, None).await
+}
+
+async fn connect_from(to: SocketAddr, from: Option<IpAddr>) -> Result<TcpStream> {
+    let socket = if to.is_ipv6() { TcpSocket::new_v6()? } else { TcpSocket::new_v4()? };
+    if let Some(from) = from {
+        socket.bind(SocketAddr::new(from, 0)).with_context(|| format!("bind to {from}"))?;
+    }
+    let stream = socket.connect(to).await.with_context(|| format!("connect to {to}"))?;
     stream.set_nodelay(true)?;
     Ok(stream)
 }

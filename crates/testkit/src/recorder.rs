@@ -114,6 +114,7 @@ pub struct Behaviour {
 #[derive(Debug)]
 pub struct Recorder {
     address: SocketAddr,
+    backend: Arc<Backend>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -126,10 +127,11 @@ pub enum Spoken {
     Tcp,
 }
 
+#[derive(Debug)]
 struct Backend {
     name: String,
     log: Arc<Log>,
-    behaviour: Behaviour,
+    behaviour: Mutex<Behaviour>,
     served: AtomicUsize,
 }
 
@@ -147,10 +149,16 @@ impl Recorder {
     ) -> Result<Self> {
         let listener = TcpListener::bind(address).await.with_context(|| format!("recorder {name} at {address}"))?;
         let address = listener.local_addr()?;
-        let backend = Arc::new(Backend { name: name.to_owned(), log, behaviour, served: AtomicUsize::new(0) });
+        let backend = Arc::new(Backend {
+            name: name.to_owned(),
+            log,
+            behaviour: Mutex::new(behaviour),
+            served: AtomicUsize::new(0),
+        });
+        let serving = Arc::clone(&backend);
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let backend = backend.clone();
+                let backend = Arc::clone(&serving);
                 tokio::spawn(async move {
                     let id = backend.log.connections.fetch_add(1, Ordering::Relaxed);
                     match spoken {
@@ -160,7 +168,12 @@ impl Recorder {
                 });
             }
         });
-        Ok(Self { address, task })
+        Ok(Self { address, backend, task })
+    }
+
+    /// Behaves so from now on, on connections that are open too.
+    pub fn behave(&self, behaviour: Behaviour) {
+        *lock(&self.backend.behaviour) = behaviour;
     }
 
     /// Where it listens.
@@ -210,6 +223,10 @@ impl Backend {
         let (head, body) = request.into_parts();
         self.log.enter(&self.name);
         let body = body.collect().await.map(|all| all.to_bytes()).unwrap_or_default();
+        if is_check(&head.headers) {
+            self.log.leave(&self.name);
+            return Ok(self.reply(self.behaviour().always.unwrap_or(200), None));
+        }
         let authority = text(head.headers.get(http::header::HOST));
         let path = head.uri.path_and_query().map_or_else(|| head.uri.to_string(), ToString::to_string);
         self.record(at, id, "http1", head.method.as_str(), path, authority, &head.headers, body.to_vec());
@@ -276,6 +293,11 @@ impl Backend {
             let _ = incoming.flow_control().release_capacity(chunk.len());
             body.extend_from_slice(&chunk);
         }
+        if is_check(&head.headers) {
+            self.log.leave(&self.name);
+            self.reply_check(&mut respond);
+            return;
+        }
         let authority = head.uri.authority().map(ToString::to_string).unwrap_or_default();
         let path = head.uri.path_and_query().map(ToString::to_string).unwrap_or_default();
         self.record(at, id, "http2", head.method.as_str(), path, authority, &head.headers, body);
@@ -298,6 +320,18 @@ impl Backend {
                 }
             }
         }
+    }
+
+    /// gRPC's health service: serving, unless everything fails here.
+    fn reply_check(&self, respond: &mut h2::server::SendResponse<Bytes>) {
+        let serving = self.behaviour().always.is_none_or(|status| status == 200);
+        let mut reply = Response::new(());
+        reply.headers_mut().insert("content-type", http::HeaderValue::from_static("application/grpc"));
+        let Ok(mut body) = respond.send_response(reply, false) else { return };
+        let _ = body.send_data(Bytes::from(vec![0, 0, 0, 0, 2, 8, if serving { 1 } else { 2 }]), false);
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
+        let _ = body.send_trailers(trailers);
     }
 
     fn reply_grpc(&self, respond: &mut h2::server::SendResponse<Bytes>, code: u32) {
@@ -355,13 +389,18 @@ impl Backend {
         });
     }
 
+    fn behaviour(&self) -> Behaviour {
+        lock(&self.behaviour).clone()
+    }
+
     fn deed(&self, headers: &HeaderMap) -> Deed {
-        if let Some(status) = self.behaviour.always {
+        let behaviour = self.behaviour();
+        if let Some(status) = behaviour.always {
             return Deed::Status(status);
         }
-        if !self.behaviour.pattern.is_empty() {
+        if !behaviour.pattern.is_empty() {
             let turn = self.served.fetch_add(1, Ordering::Relaxed);
-            let status = self.behaviour.pattern.get(turn % self.behaviour.pattern.len());
+            let status = behaviour.pattern.get(turn % behaviour.pattern.len());
             return Deed::Status(status.copied().unwrap_or(200));
         }
         let script = text(headers.get("x-fail"));
@@ -382,11 +421,16 @@ impl Backend {
 
     async fn wait(&self, headers: &HeaderMap) {
         let asked = text(headers.get("x-delay-ms")).parse().map(Duration::from_millis).unwrap_or_default();
-        let delay = asked.max(self.behaviour.delay);
+        let delay = asked.max(self.behaviour().delay);
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
     }
+}
+
+/// A health check of a proxy; it is answered and not written down.
+fn is_check(headers: &HeaderMap) -> bool {
+    text(headers.get("user-agent")) == "Envoy/HC"
 }
 
 /// `x-stream: NxTms`.

@@ -42,10 +42,34 @@ pub struct Table {
     /// Which topology; `std`.
     #[serde(default)]
     pub fixture: String,
+    /// Whether programs have proxies of their own; by default all have but in the tables of [`CALLERS_ONLY`].
+    #[serde(default)]
+    pub backends: Option<Backends>,
     /// Configurations by id.
     pub configs: BTreeMap<String, Config>,
     /// Cases, in order.
     pub cases: Vec<Case>,
+}
+
+/// Whether programs have proxies of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backends {
+    /// Each has one.
+    Meshed,
+    /// None has: what they record is what the caller's proxy sent.
+    Bare,
+}
+
+/// Tables about what the caller's proxy alone does: a second proxy would retry, pool and answer too.
+const CALLERS_ONLY: [&str; 3] = ["load-balancing", "resilience", "retries"];
+
+impl Table {
+    /// Whether programs have proxies of their own.
+    pub fn backends(&self) -> Backends {
+        let known = CALLERS_ONLY.contains(&self.table.as_str());
+        self.backends.unwrap_or(if known { Backends::Bare } else { Backends::Meshed })
+    }
 }
 
 /// One configuration.
@@ -53,6 +77,7 @@ pub struct Table {
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Objects to apply.
+    #[serde(default)]
     pub resources: Vec<Value>,
     /// MeshConfig fields.
     #[serde(default)]
@@ -60,6 +85,10 @@ pub struct Config {
     /// Endpoints of service `a` instead of its one workload.
     #[serde(default)]
     pub endpoints: Vec<EndpointSpec>,
+    /// An Envoy bootstrap instead: one proxy runs it, before programs without proxies. `@NAME@` is a workload's address;
+    /// requests go to its first listener, or to the one that they name.
+    #[serde(default)]
+    pub bootstrap: Option<Value>,
     /// Gateway tables name the gateway's own facts here.
     #[serde(default)]
     pub note: Option<String>,
@@ -186,8 +215,8 @@ pub struct Ask {
     pub second_client: Option<String>,
     /// Rounds with waits between.
     pub phases: Option<Vec<Phase>>,
-    /// What heals after the phases.
-    pub then_heal: Option<Value>,
+    /// Endpoints that answer well from now on, after the phases.
+    pub then_heal: Option<OneOf<String>>,
     /// Wait before `requests_after`.
     pub wait_ms: Option<u64>,
     /// Requests after the wait.
@@ -213,6 +242,16 @@ pub enum OneOf<T> {
     Any(Vec<T>),
     /// This one.
     One(T),
+}
+
+impl<T> OneOf<T> {
+    /// All of them.
+    pub fn as_slice(&self) -> &[T] {
+        match self {
+            Self::Any(all) => all,
+            Self::One(one) => std::slice::from_ref(one),
+        }
+    }
 }
 
 impl<T: PartialEq> OneOf<T> {
@@ -294,6 +333,10 @@ pub struct Expect {
     pub status_min: Option<BTreeMap<String, usize>>,
     /// No other statuses.
     pub status_only: Option<Vec<u16>>,
+    /// Numbers of the client's proxy (`/stats`), at least.
+    pub stats_min: Option<BTreeMap<String, u64>>,
+    /// Numbers of the client's proxy, at most.
+    pub stats_max: Option<BTreeMap<String, u64>>,
     /// Ejected endpoints.
     pub ejected: Option<Vec<String>>,
     /// Most ejected endpoints.
@@ -315,7 +358,7 @@ pub struct Expect {
     /// `http1` or `http2` at the backend.
     pub upstream_protocol: Option<String>,
     /// Most requests by backend, for each phase.
-    pub phase_endpoint_requests_max: Option<Value>,
+    pub phase_endpoint_requests_max: Option<Vec<BTreeMap<String, usize>>>,
     /// Requests the recorders saw for one request.
     pub attempts: Option<usize>,
     /// At most so many.

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::oracle::Oracle;
-use crate::table::{Ask, Config, EndpointSpec};
+use crate::table::{Ask, Backends, Config, EndpointSpec};
 use crate::token;
 
 /// The topology as its file tells it.
@@ -129,6 +129,8 @@ pub struct Placed {
     pub client: bool,
     /// What it answers to proxies that ask, where it is no recorder.
     pub oracle: Option<Oracle>,
+    /// Whether it has a proxy.
+    pub meshed: bool,
 }
 
 impl Placed {
@@ -137,7 +139,7 @@ impl Placed {
         format!("{}.{}", self.name, self.namespace)
     }
 
-    /// Whether a proxy should run for it.
+    /// Whether its program runs.
     pub fn up(&self) -> bool {
         self.endpoint.as_ref().is_none_or(|endpoint| !endpoint.down && !endpoint.blackhole)
     }
@@ -166,7 +168,13 @@ pub struct Topology {
     /// Services, in the order of their numbers.
     pub services: Vec<Callable>,
     documents: Vec<Value>,
+    bootstrap: Option<Value>,
 }
+
+/// The name of the one proxy of a configuration that is a bootstrap.
+pub const PROXY: &str = "proxy";
+/// And its number among workloads.
+const PROXY_NUMBER: u8 = 250;
 
 /// What differs between groups of cases that share a configuration.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -177,15 +185,18 @@ pub struct Variant {
     pub locality: Option<String>,
     /// Further labels of the clients.
     pub labels: BTreeMap<String, String>,
+    /// Programs have no proxies.
+    pub bare: bool,
 }
 
 impl Variant {
     /// The variant that a request needs.
-    pub fn of(ask: &Ask) -> Self {
+    pub fn of(ask: &Ask, backends: Backends) -> Self {
         Self {
             source_ip: ask.source_ip.clone(),
             locality: ask.client_locality.clone(),
             labels: ask.client_labels.clone().unwrap_or_default(),
+            bare: backends == Backends::Bare,
         }
     }
 }
@@ -200,12 +211,59 @@ impl Topology {
             variant.source_ip.as_deref().map(str::parse).transpose().context("source_ip of a case")?;
         let six = source.is_some_and(|ip| ip.is_ipv6());
         let mut workloads = Vec::new();
+        let bare = variant.bare || config.bootstrap.is_some();
         place_programs(fixture, config, six, &mut workloads);
-        place_clients(fixture, variant, source, six, &mut workloads);
+        for workload in &mut workloads {
+            open_named_ports(workload, config);
+            workload.meshed = !bare;
+            if bare {
+                let address = workload.address;
+                workload.ports.iter_mut().for_each(|(_, number, app)| *app = SocketAddr::new(address, *number));
+            }
+        }
+        match config.bootstrap {
+            Some(_) => workloads.push(the_proxy()),
+            None => place_clients(fixture, variant, source, six, &mut workloads),
+        }
         let services = callable(fixture, config);
-        let mut topology = Self { workloads, services, documents: Vec::new() };
+        let mut topology = Self { workloads, services, documents: Vec::new(), bootstrap: None };
         topology.documents = topology.write(fixture, config);
+        topology.bootstrap = config.bootstrap.as_ref().map(|bootstrap| topology.complete(bootstrap));
         Ok(topology)
+    }
+
+    /// The same topology with only these endpoints of the configuration; all keep their addresses.
+    #[must_use]
+    pub fn keeping(&self, endpoints: &[String], fixture: &Fixture, config: &Config) -> Self {
+        let mut left = self.clone();
+        left.workloads.retain(|workload| workload.endpoint.is_none() || endpoints.contains(&workload.name));
+        left.documents = left.write(fixture, config);
+        left
+    }
+
+    /// What the one proxy runs, where the configuration is a bootstrap.
+    pub fn bootstrap(&self) -> Option<&Value> {
+        self.bootstrap.as_ref()
+    }
+
+    /// Where a bootstrap's listener of this name (or the first) listens.
+    pub fn door(&self, name: Option<&str>) -> Option<SocketAddr> {
+        let listeners = self.bootstrap.as_ref()?["static_resources"]["listeners"].as_array()?;
+        let listener = listeners.iter().find(|listener| name.is_none_or(|name| listener["name"] == name))?;
+        let address = &listener["address"]["socket_address"];
+        let port = u16::try_from(address["port_value"].as_u64()?).ok()?;
+        Some(SocketAddr::new(address["address"].as_str()?.parse().ok()?, port))
+    }
+
+    /// The bootstrap with addresses, and with what every one needs.
+    fn complete(&self, bootstrap: &Value) -> Value {
+        let mut whole = self.fill_in(bootstrap);
+        let admin = json!({"address": "127.80.0.250", "port_value": 15000});
+        if let Some(object) = whole.as_object_mut() {
+            object.insert("admin".to_owned(), json!({"address": {"socket_address": admin}}));
+            object.entry("node").or_insert_with(|| json!({"id": PROXY, "cluster": PROXY}));
+        }
+        whole
     }
 
     /// All objects to configure, the configuration's own included.
@@ -303,6 +361,7 @@ impl Topology {
         }
         let mut spec = json!({
             "serviceAccount": workload.service_account,
+            "meshed": workload.meshed,
             "addresses": [workload.address],
             "ports": ports,
             "interception": {"explicit": {"outbound": outbound_list}},
@@ -354,6 +413,23 @@ fn place_programs(fixture: &Fixture, config: &Config, six: bool, placed: &mut Ve
     }
 }
 
+fn the_proxy() -> Placed {
+    Placed {
+        name: PROXY.to_owned(),
+        namespace: String::new(),
+        service_account: String::new(),
+        labels: BTreeMap::new(),
+        number: PROXY_NUMBER,
+        address: IpAddr::V4(Ipv4Addr::new(127, 77, 0, PROXY_NUMBER)),
+        ports: Vec::new(),
+        locality: String::new(),
+        endpoint: None,
+        client: true,
+        oracle: None,
+        meshed: true,
+    }
+}
+
 fn place(workload: &FixtureWorkload, number: u8, six: bool) -> Placed {
     let app = if six { six_address(0x78, number) } else { IpAddr::V4(Ipv4Addr::new(127, 78, 0, number)) };
     Placed {
@@ -368,6 +444,24 @@ fn place(workload: &FixtureWorkload, number: u8, six: bool) -> Placed {
         endpoint: None,
         client: false,
         oracle: workload.behaviour.as_deref().and_then(Oracle::of),
+        meshed: true,
+    }
+}
+
+/// A ServiceEntry that names a workload as `@NAME@` means its own port numbers: the workload listens there too.
+fn open_named_ports(workload: &mut Placed, config: &Config) {
+    let mark = format!("@{}@", workload.name);
+    let entries = config.resources.iter().filter(|resource| resource["kind"] == "ServiceEntry");
+    for entry in entries.filter(|entry| entry.to_string().contains(&mark)) {
+        for port in entry["spec"]["ports"].as_array().into_iter().flatten() {
+            let number = port["targetPort"].as_u64().or_else(|| port["number"].as_u64());
+            let Some(number) = number.and_then(|number| u16::try_from(number).ok()) else { continue };
+            let Some(ip) = workload.ports.first().map(|(_, _, app)| app.ip()) else { continue };
+            if workload.ports.iter().all(|(_, known, _)| *known != number) {
+                let name = format!("{}-{number}", port["name"].as_str().unwrap_or("http"));
+                workload.ports.push((name, number, SocketAddr::new(ip, number)));
+            }
+        }
     }
 }
 
@@ -389,6 +483,7 @@ fn place_clients(fixture: &Fixture, variant: &Variant, source: Option<IpAddr>, s
             endpoint: None,
             client: true,
             oracle: None,
+            meshed: true,
         });
     }
 }

@@ -86,9 +86,14 @@ impl World {
         drop(file);
         self.arrange_recorders(topology, wanted).await?;
         let mut bootstraps = BTreeMap::new();
-        let running: Vec<&Placed> = topology.workloads.iter().filter(|w| wanted.contains(&w.id()) && w.up()).collect();
+        let proxied = |w: &&Placed| wanted.contains(&w.id()) && w.up() && w.meshed;
+        let running: Vec<&Placed> = topology.workloads.iter().filter(proxied).collect();
         for workload in &running {
-            bootstraps.insert(workload.id(), self.bootstrap(workload, &config).await?);
+            let text = match topology.bootstrap() {
+                Some(bootstrap) => bootstrap.to_string(),
+                None => self.bootstrap(workload, &config).await?,
+            };
+            bootstraps.insert(workload.id(), text);
         }
         self.stop_changed(&bootstraps).await;
         let mut starting = Vec::new();
@@ -104,6 +109,33 @@ impl World {
         }
         self.log.clear();
         Ok(())
+    }
+
+    /// Makes the programs of these workloads answer well from now on, whatever they did before.
+    ///
+    /// # Errors
+    /// When one of them cannot listen again.
+    pub async fn heal(&mut self, topology: &Topology, names: &[String]) -> Result<()> {
+        for workload in topology.workloads.iter().filter(|workload| names.contains(&workload.name)) {
+            let mut well = workload.clone();
+            well.endpoint = None;
+            for (port, _, app) in &workload.ports {
+                let recorder = match self.recorders.remove(app) {
+                    Some((_, recorder)) => {
+                        recorder.behave(Behaviour::default());
+                        recorder
+                    }
+                    None => start_recorder(&well, port, *app, self.log.clone()).await?,
+                };
+                self.recorders.insert(*app, ("healed".to_owned(), recorder));
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the proxy of a workload is asked about itself.
+    pub fn admin(workload: &Placed) -> SocketAddr {
+        admin(workload)
     }
 
     async fn add_addresses(&mut self, topology: &Topology) -> Result<()> {
@@ -256,12 +288,14 @@ impl World {
 async fn start_recorder(workload: &Placed, port: &str, app: SocketAddr, log: Arc<Log>) -> Result<Recorder> {
     let endpoint = workload.endpoint.as_ref();
     let pattern = endpoint.and_then(|e| e.pattern.as_deref()).unwrap_or_default();
+    // An endpoint that is not healthy fails whatever it is asked, until it is left alone.
+    let sick = endpoint.is_some_and(|e| !e.healthy).then_some(503);
     let behaviour = Behaviour {
-        always: endpoint.and_then(|e| e.always),
+        always: endpoint.and_then(|e| e.always).or(sick),
         pattern: pattern.split(',').filter_map(|status| status.trim().parse().ok()).collect(),
         delay: Duration::from_millis(endpoint.map_or(0, |e| e.delay_ms)),
     };
-    let spoken = if port == "tcp" || port == "tls" { Spoken::Tcp } else { Spoken::Http };
+    let spoken = if port.starts_with("tcp") || port == "tls" { Spoken::Tcp } else { Spoken::Http };
     let patience = Instant::now() + Duration::from_secs(2);
     loop {
         match Recorder::start(&workload.name, app, spoken, behaviour.clone(), log.clone()).await {

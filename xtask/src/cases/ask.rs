@@ -1,6 +1,6 @@
 //! Sends what a case asks.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -10,7 +10,6 @@ use testkit::head::Reply;
 use testkit::table::{self, Expect};
 use testkit::token;
 use testkit::topology::{Callable, Placed, Topology};
-use testkit::world::World;
 
 /// What came of one request.
 #[derive(Debug, Clone)]
@@ -28,24 +27,16 @@ pub(super) struct Answer {
 }
 
 /// Sends all requests of a case.
-pub(super) async fn ask(
-    world: &World,
-    topology: &Topology,
-    request: &table::Ask,
-    expect: &Expect,
-) -> Result<Vec<Answer>> {
+pub(super) async fn ask(topology: &Topology, request: &table::Ask, expect: &Expect) -> Result<Vec<Answer>> {
     for (field, given) in [
         ("via", request.via.as_deref().is_some_and(|via| via != "mesh")),
         ("h2_headers", request.h2_headers.is_some()),
-        ("endpoints_after", request.endpoints_after.is_some()),
-        ("then_heal", request.then_heal.is_some()),
         ("protocol tls", request.protocol == "tls"),
     ] {
         if given {
             bail!("the runner cannot do `{field}` yet");
         }
     }
-    let _ = world;
     let target = target(topology, request, request.from.as_deref())?;
     let mut answers = rounds(&target, request, expect, 0).await;
     if let Some(second) = &request.second_client {
@@ -59,6 +50,49 @@ pub(super) async fn ask(
     Ok(answers)
 }
 
+/// Sends the requests of a case once more, after its endpoints changed.
+pub(super) async fn again(topology: &Topology, request: &table::Ask, expect: &Expect) -> Result<Vec<Answer>> {
+    let target = target(topology, request, request.from.as_deref())?;
+    Ok(rounds(&target, request, expect, 1).await)
+}
+
+/// Sends what a case asks after a wait.
+pub(super) async fn afterwards(topology: &Topology, request: &table::Ask) -> Result<Vec<Answer>> {
+    let Some(count) = request.requests_after else { return Ok(Vec::new()) };
+    tokio::time::sleep(Duration::from_millis(request.wait_ms.unwrap_or(0))).await;
+    let target = target(topology, request, request.from.as_deref())?;
+    let round = request.phases.as_ref().map_or(1, Vec::len);
+    Ok(many(&target, count, 1, round).await)
+}
+
+/// Asks until the client's proxy has found out which endpoints always fail: a round of good answers says so.
+pub(super) async fn find_the_sick(topology: &Topology, request: &table::Ask) -> Result<()> {
+    /// Good answers in a row after which nothing bad is expected any more.
+    const ROUND: usize = 40;
+    const PATIENCE: usize = 400;
+    let is_sick = |workload: &Placed| workload.endpoint.as_ref().is_some_and(|endpoint| !endpoint.healthy);
+    if !topology.workloads.iter().any(is_sick) {
+        return Ok(());
+    }
+    let target = target(topology, request, request.from.as_deref())?;
+    let mut connection = Http1::new(target.to);
+    let mut good = 0;
+    for _ in 0..PATIENCE {
+        let answer = one(&target, &mut connection, &target.ask, None, 0).await;
+        if answer.reply.is_some_and(|reply| reply.status < 500) {
+            good += 1;
+        } else {
+            good = 0;
+            // What one thread of the proxy found out reaches the others a moment later.
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        if good == ROUND {
+            return Ok(());
+        }
+    }
+    bail!("the proxy still calls endpoints that always fail");
+}
+
 /// Where to connect, and what to say.
 struct Target {
     to: SocketAddr,
@@ -68,6 +102,10 @@ struct Target {
 }
 
 fn target(topology: &Topology, request: &table::Ask, from: Option<&str>) -> Result<Target> {
+    if topology.bootstrap().is_some() {
+        let to = topology.door(request.listener.as_deref()).context("a listener of that name")?;
+        return Ok(spoken_to(to, request, request.authority.clone().unwrap_or_else(|| to.to_string())));
+    }
     let client = from.and_then(|name| topology.workload(name));
     let namespace = client.map_or("shop", |client| client.namespace.as_str());
     let service = service(topology, request, namespace)?;
@@ -81,7 +119,10 @@ fn target(topology: &Topology, request: &table::Ask, from: Option<&str>) -> Resu
             direct(workload, port)
         }
     };
-    let authority = request.authority.clone().unwrap_or_else(|| service.host.clone());
+    Ok(spoken_to(to, request, request.authority.clone().unwrap_or_else(|| service.host.clone())))
+}
+
+fn spoken_to(to: SocketAddr, request: &table::Ask, authority: String) -> Target {
     let mut headers: Vec<_> = request.headers.iter().map(|(n, v)| (n.clone(), v.clone())).collect();
     if request.protocol == "grpc" {
         headers.push(("content-type".to_owned(), "application/grpc".to_owned()));
@@ -99,7 +140,7 @@ fn target(topology: &Topology, request: &table::Ask, from: Option<&str>) -> Resu
     let ask =
         Ask { method: request.method.clone().unwrap_or_else(|| "GET".to_owned()), path, authority, headers, body };
     let raw = request.raw.as_ref().and_then(|raw| raw.as_str()).map(str::to_owned);
-    Ok(Target { to, ask, protocol: request.protocol.clone(), raw })
+    Target { to, ask, protocol: request.protocol.clone(), raw }
 }
 
 /// Puts a token where a case wants it; into `Authorization` where it says nothing.
@@ -172,12 +213,7 @@ async fn rounds(target: &Target, request: &table::Ask, expect: &Expect, round: u
         return answers;
     }
     let count = request.requests.or(expect.requests).unwrap_or(1);
-    let mut answers = many(target, count, request.concurrency.unwrap_or(1), round).await;
-    if let Some(after) = request.requests_after {
-        tokio::time::sleep(Duration::from_millis(request.wait_ms.unwrap_or(0))).await;
-        answers.extend(many(target, after, 1, round + 1).await);
-    }
-    answers
+    many(target, count, request.concurrency.unwrap_or(1), round).await
 }
 
 async fn many(target: &Target, count: usize, concurrency: usize, round: usize) -> Vec<Answer> {
@@ -206,12 +242,19 @@ async fn by_key(target: &Target, kind: &str, keys: usize, per_key: usize, round:
                 Some(("header", name)) => ask.headers.push((name.to_owned(), format!("key-{key}"))),
                 Some(("cookie", name)) => ask.headers.push(("cookie".to_owned(), format!("{name}=key-{key}"))),
                 Some(("query", name)) => ask.path = format!("{}?{name}=key-{key}", ask.path),
-                _ => {}
+                // The key is where the caller stands.
+                _ => connection = Http1::from(target.to, source(key)),
             }
             answers.push(one(target, &mut connection, &ask, Some(key), round).await);
         }
     }
     answers
+}
+
+/// A loopback address of its own for each key.
+fn source(key: usize) -> IpAddr {
+    let [high, low] = u16::try_from(key).unwrap_or(u16::MAX).to_be_bytes();
+    IpAddr::from([127, 100, high, low])
 }
 
 /// The recorder's scripts count attempts by request id: each request of a series needs its own.

@@ -1,33 +1,24 @@
 //! Holds what came against what must come.
 
-use std::collections::BTreeMap;
-
 use testkit::recorder::{Log, Record};
 use testkit::table::{Ask, Expect, Status, Upstream};
 
 use super::ask::Answer;
+use super::statistics::{self, ratio};
 
 /// Everything that is not as it must be.
 pub(super) fn check(expect: &Expect, request: Option<&Ask>, answers: &[Answer], log: &Log) -> Vec<String> {
     let records = log.records();
     let mut wrong = Vec::new();
     single(expect, request, answers, &records, &mut wrong);
-    statistics(expect, answers, &records, log, &mut wrong);
+    statistics::check(expect, answers, &records, log, &mut wrong);
     mirrors(expect, answers, &records, &mut wrong);
     unsupported(expect, &mut wrong);
     wrong
 }
 
 fn unsupported(expect: &Expect, wrong: &mut Vec<String>) {
-    for (field, given) in [
-        ("ejected", expect.ejected.is_some()),
-        ("ejected_max", expect.ejected_max.is_some()),
-        ("moved_max", expect.moved_max.is_some()),
-        ("after_distribution", expect.after_distribution.is_some()),
-        ("phase_endpoint_requests_max", expect.phase_endpoint_requests_max.is_some()),
-        ("conditions", expect.conditions.is_some()),
-        ("status_distribution", expect.status_distribution.is_some()),
-    ] {
+    for (field, given) in [("conditions", expect.conditions.is_some())] {
         if given {
             wrong.push(format!("the runner cannot check `{field}` yet"));
         }
@@ -241,98 +232,6 @@ fn attempts(expect: &Expect, records: &[Record], wrong: &mut Vec<String>) {
     }
 }
 
-fn statistics(expect: &Expect, answers: &[Answer], records: &[Record], log: &Log, wrong: &mut Vec<String>) {
-    let by_backend = count(answers.iter().filter_map(|answer| {
-        let reply = answer.reply.as_ref()?;
-        Some((*reply.header("x-backend").first()?).to_owned())
-    }));
-    let total = answers.len().max(1);
-    let share = |name: &str| ratio(by_backend.get(name).copied().unwrap_or(0), total);
-    for (name, wanted) in expect.distribution.iter().flatten() {
-        if (share(name) - wanted).abs() > expect.tolerance.unwrap_or(0.0) + 1e-9 {
-            wrong.push(format!("share of {name} {:.3}, must be {wanted} +- {:?}", share(name), expect.tolerance));
-        }
-    }
-    for (name, most) in expect.distribution_max.iter().flatten().filter(|(name, most)| share(name) > **most) {
-        wrong.push(format!("share of {name} {:.3}, at most {most}", share(name)));
-    }
-    for (name, least) in expect.distribution_min.iter().flatten().filter(|(name, least)| share(name) < **least) {
-        wrong.push(format!("share of {name} {:.3}, at least {least}", share(name)));
-    }
-    let seen = count(records.iter().map(|record| record.backend.clone()));
-    let seen = |name: &str| seen.get(name).copied().unwrap_or(0);
-    for (name, most) in expect.endpoint_requests_max.iter().flatten().filter(|(name, most)| seen(name) > **most) {
-        wrong.push(format!("{} requests reached {name}, at most {most}", seen(name)));
-    }
-    for (name, least) in expect.endpoint_requests_min.iter().flatten().filter(|(name, least)| seen(name) < **least) {
-        wrong.push(format!("{} requests reached {name}, at least {least}", seen(name)));
-    }
-    statuses(expect, answers, wrong);
-    hashing(expect, answers, wrong);
-    let connections = count(records.iter().map(|record| record.connection.to_string())).len();
-    if expect.upstream_connections.is_some_and(|wanted| connections != wanted)
-        || expect.upstream_connections_min.is_some_and(|least| connections < least)
-    {
-        wrong.push(format!("{connections} connections reached the backends"));
-    }
-    if let Some(most) = expect.backend_concurrency_max {
-        let seen = records.iter().map(|record| log.most_at_once(&record.backend)).max().unwrap_or(0);
-        if seen > most {
-            wrong.push(format!("{seen} requests at once at a backend, at most {most}"));
-        }
-    }
-}
-
-fn statuses(expect: &Expect, answers: &[Answer], wrong: &mut Vec<String>) {
-    let statuses = count(answers.iter().map(|a| a.reply.as_ref().map_or(0, |reply| reply.status).to_string()));
-    let seen = |status: &str| statuses.get(status).copied().unwrap_or(0);
-    for (status, most) in expect.status_max.iter().flatten().filter(|(status, most)| seen(status) > **most) {
-        wrong.push(format!("status {status} came {} times, at most {most}", seen(status)));
-    }
-    for (status, least) in expect.status_min.iter().flatten().filter(|(status, least)| seen(status) < **least) {
-        wrong.push(format!("status {status} came {} times, at least {least}", seen(status)));
-    }
-    if let Some(only) = &expect.status_only
-        && statuses.keys().any(|status| !only.iter().any(|allowed| allowed.to_string() == *status))
-    {
-        wrong.push(format!("statuses {statuses:?}, only {only:?} may come"));
-    }
-}
-
-fn hashing(expect: &Expect, answers: &[Answer], wrong: &mut Vec<String>) {
-    let mut chosen: BTreeMap<(usize, usize), Vec<String>> = BTreeMap::new();
-    for answer in answers {
-        let Some(key) = answer.key else { continue };
-        let backend = answer.reply.as_ref().and_then(|r| r.header("x-backend").first().map(|b| (*b).to_owned()));
-        chosen.entry((answer.round, key)).or_default().push(backend.unwrap_or_default());
-    }
-    if expect.one_endpoint_per_key == Some(true) {
-        let torn = chosen.values().filter(|all| all.windows(2).any(|pair| matches!(pair, [a, b] if a != b))).count();
-        if torn > 0 {
-            wrong.push(format!("{torn} keys went to more than one endpoint"));
-        }
-    }
-    if expect.same_endpoint_from_both == Some(true) {
-        let differ = chosen
-            .iter()
-            .filter(|((round, key), all)| {
-                *round == 0 && chosen.get(&(1, *key)).is_none_or(|other| other.first() != all.first())
-            })
-            .count();
-        if differ > 0 {
-            wrong.push(format!("{differ} keys went elsewhere from the second client"));
-        }
-    }
-    if let Some(most) = expect.max_share_any {
-        let by = count(chosen.values().filter_map(|all| all.first().cloned()));
-        for (name, number) in by {
-            if ratio(number, chosen.len().max(1)) > most {
-                wrong.push(format!("{name} got {number} of {} keys, at most a share of {most}", chosen.len()));
-            }
-        }
-    }
-}
-
 fn mirrors(expect: &Expect, answers: &[Answer], records: &[Record], wrong: &mut Vec<String>) {
     for (name, wanted) in expect.mirrored_to.iter().flatten() {
         let got: Vec<&Record> = records.iter().filter(|record| record.backend == *name).collect();
@@ -351,17 +250,4 @@ fn mirrors(expect: &Expect, answers: &[Answer], records: &[Record], wrong: &mut 
             wrong.push("the mirror got another body".to_owned());
         }
     }
-}
-
-fn count(items: impl Iterator<Item = String>) -> BTreeMap<String, usize> {
-    let mut counts = BTreeMap::new();
-    for item in items {
-        *counts.entry(item).or_default() += 1;
-    }
-    counts
-}
-
-#[allow(clippy::cast_precision_loss, reason = "counts of a test are small")]
-fn ratio(part: usize, whole: usize) -> f64 {
-    part as f64 / whole as f64
 }

@@ -1,13 +1,14 @@
 //! Cases that can share one arrangement of the world.
 
 use anyhow::Result;
-use testkit::table::{Case, Config, Table};
-use testkit::topology::{Fixture, Topology, Variant};
+use testkit::table::{self, Case, Config, Table};
+use testkit::topology::{Fixture, PROXY, Placed, Topology, Variant};
 use testkit::world::World;
 
 use super::Count;
 use super::ask::{self, Answer};
-use super::expect;
+use super::health::{self, Watch};
+use super::{expect, statistics};
 
 /// Cases with the same configuration and variant.
 #[derive(Debug)]
@@ -24,7 +25,7 @@ pub(super) fn groups<'a>(table: &'a Table, cases: &[&'a Case]) -> Result<Vec<Gro
         let Some(config) = table.configs.get(&case.config) else {
             anyhow::bail!("{}: no configuration `{}`", case.id, case.config);
         };
-        let variant = case.request.as_ref().map(Variant::of).unwrap_or_default();
+        let variant = case.request.as_ref().map(|ask| Variant::of(ask, table.backends())).unwrap_or_default();
         let found = groups.iter_mut().find(|(id, group)| *id == case.config && group.variant == variant);
         match found {
             Some((_, group)) => group.cases.push(case),
@@ -44,12 +45,16 @@ pub(super) async fn run(
 ) -> Result<()> {
     let topology = Topology::lay(fixture, group.config, &group.variant)?;
     let wanted = wanted(&topology, group);
-    let arranged = world.arrange(&topology, &wanted).await;
+    let place = Place { fixture, config: group.config, topology: &topology, wanted: &wanted };
+    let mut arranged = place.arrange(world).await;
     for case in &group.cases {
         let failures = match &arranged {
             Err(error) => vec![format!("{error:#}")],
-            Ok(()) => run_case(world, &topology, case).await,
+            Ok(()) => place.run_case(world, case).await,
         };
+        if case.request.as_ref().is_some_and(|ask| ask.endpoints_after.is_some() || ask.then_heal.is_some()) {
+            arranged = place.arrange(world).await;
+        }
         if failures.is_empty() {
             count.passed += 1;
             continue;
@@ -68,22 +73,66 @@ pub(super) async fn run(
     Ok(())
 }
 
-async fn run_case(world: &World, topology: &Topology, case: &Case) -> Vec<String> {
-    let Some(request) = &case.request else {
-        return vec!["the runner has no status conditions to look at".to_owned()];
-    };
-    let mut failures = Vec::new();
-    for _ in 0..case.repeat.unwrap_or(1) {
-        world.log().clear();
-        match ask::ask(world, topology, request, &case.expect).await {
-            Err(error) => failures.push(format!("{error:#}")),
-            Ok(answers) => failures.extend(judge(world, case, &answers)),
-        }
-        if !failures.is_empty() && case.expect.max_failures.is_none() {
-            break;
-        }
+/// One arrangement of the world, to which it returns after a case that changed it.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    fixture: &'a Fixture,
+    config: &'a Config,
+    topology: &'a Topology,
+    wanted: &'a [String],
+}
+
+impl Place<'_> {
+    async fn arrange(self, world: &mut World) -> Result<()> {
+        world.arrange(self.topology, self.wanted).await
     }
-    failures
+
+    async fn run_case(self, world: &mut World, case: &Case) -> Vec<String> {
+        let Some(request) = &case.request else {
+            return vec!["the runner has no status conditions to look at".to_owned()];
+        };
+        if let Err(error) = ask::find_the_sick(self.topology, request).await {
+            return vec![format!("{error:#}")];
+        }
+        let mut failures = Vec::new();
+        for _ in 0..case.repeat.unwrap_or(1) {
+            world.log().clear();
+            match self.ask(world, case, request).await {
+                Err(error) => failures.push(format!("{error:#}")),
+                Ok(answers) => failures.extend(answers),
+            }
+            if !failures.is_empty() && case.expect.max_failures.is_none() {
+                break;
+            }
+        }
+        failures
+    }
+
+    /// Sends what a case asks, with the changes of the world that it names between its rounds.
+    async fn ask(self, world: &mut World, case: &Case, request: &table::Ask) -> Result<Vec<String>> {
+        let name = if self.topology.bootstrap().is_some() { Some(PROXY) } else { request.from.as_deref() };
+        let client = name.and_then(|name| self.topology.workload(name));
+        let watched = case.expect.ejected.is_some() || case.expect.ejected_max.is_some();
+        let watch = client.filter(|_| watched).map(Watch::begin);
+        let mut answers = ask::ask(self.topology, request, &case.expect).await?;
+        if let Some(kept) = &request.endpoints_after {
+            let left = self.topology.keeping(kept, self.fixture, self.config);
+            world.arrange(&left, self.wanted).await?;
+            answers.extend(ask::again(&left, request, &case.expect).await?);
+        }
+        if let Some(names) = &request.then_heal {
+            world.heal(self.topology, names.as_slice()).await?;
+        }
+        answers.extend(ask::afterwards(self.topology, request).await?);
+        let mut failures = judge(world, case, &answers);
+        if let (Some(client), true) = (client, case.expect.stats_min.is_some() || case.expect.stats_max.is_some()) {
+            failures.extend(health::numbers(client, &case.expect).await?);
+        }
+        if let Some(watch) = watch {
+            failures.extend(statistics::ejections(&case.expect, &watch.end().await?, self.topology));
+        }
+        Ok(failures)
+    }
 }
 
 fn judge(world: &World, case: &Case, answers: &[Answer]) -> Vec<String> {
@@ -108,6 +157,9 @@ fn wanted(topology: &Topology, group: &Group<'_>) -> Vec<String> {
             wanted.push(id);
         }
     };
+    if topology.bootstrap().is_some() {
+        return topology.workloads.iter().map(Placed::id).collect();
+    }
     topology.asked(group.config).into_iter().for_each(|workload| add(workload.id()));
     for request in group.cases.iter().filter_map(|case| case.request.as_ref()) {
         let clients = [request.from.as_deref(), request.second_client.as_deref()];

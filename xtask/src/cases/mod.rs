@@ -3,6 +3,8 @@
 mod ask;
 mod expect;
 mod group;
+mod health;
+mod statistics;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

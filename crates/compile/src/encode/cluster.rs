@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use model::Service;
 use model::destination::{
-    BalancerKind, ConnectionPool, HashTable, LoadBalancer, OutlierDetection as OutlierPolicy, TlsMode,
+    BalancerKind, ConnectionPool, HashTable, LoadBalancer, OutlierDetection as OutlierPolicy, RetryBudget, TlsMode,
+    Warmup,
 };
 use model::service::{Location, Protocol, Resolution, ServicePort};
 use model::workload::{AppAddress, Interception};
 use proto::envoy::config::cluster::v3::{
     CircuitBreakers, Cluster, OutlierDetection, UpstreamConnectionOptions,
-    circuit_breakers::Thresholds,
+    circuit_breakers::{Thresholds, thresholds},
     cluster::{
         ClusterDiscoveryType, CommonLbConfig, DiscoveryType, DnsLookupFamily, EdsClusterConfig, LbConfig, LbPolicy,
         LeastRequestLbConfig, MaglevLbConfig, RingHashLbConfig, RoundRobinLbConfig, SlowStartConfig,
@@ -20,8 +21,8 @@ use proto::envoy::config::cluster::v3::{
 };
 use proto::envoy::config::core::v3::{
     AggregatedConfigSource, ApiVersion, BindConfig, ConfigSource, ExtraSourceAddress, Http1ProtocolOptions,
-    Http2ProtocolOptions, HttpProtocolOptions as CommonHttpOptions, SocketAddress, SocketOption, TcpKeepalive,
-    config_source::ConfigSourceSpecifier, socket_option,
+    Http2ProtocolOptions, HttpProtocolOptions as CommonHttpOptions, RuntimeDouble, SocketAddress, SocketOption,
+    TcpKeepalive, config_source::ConfigSourceSpecifier, socket_option,
 };
 use proto::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use proto::envoy::extensions::upstreams::http::v3::{
@@ -32,6 +33,7 @@ use proto::envoy::extensions::upstreams::http::v3::{
 };
 use proto::envoy::r#type::v3::Percent;
 
+use super::locality::Preference;
 use super::{Delivery, Encoder, Target, endpoints, origin, tls, wire};
 use crate::destination::Effective;
 use crate::reach::InboundPort;
@@ -84,7 +86,7 @@ impl Encoder<'_> {
         let mut cluster = Cluster {
             name: name.to_owned(),
             connect_timeout: wire::duration(timeout),
-            circuit_breakers: Some(limits(pool)),
+            circuit_breakers: Some(limits(pool, effective.budget)),
             outlier_detection: effective.outlier.map(outlier),
             upstream_connection_options: keepalive(pool),
             typed_extension_protocol_options: http_options(pool, protocol),
@@ -107,7 +109,10 @@ impl Encoder<'_> {
         port: &ServicePort,
         effective: &Effective<'_>,
     ) -> Option<ClusterLoadAssignment> {
-        let mut assignment = endpoints::assignment(self.mesh, &cluster.name, service, port, effective.labels);
+        let preference = self.preference(effective);
+        preference.mark(cluster);
+        let mut assignment =
+            endpoints::assignment(self.mesh, &cluster.name, (service, port), effective.labels, preference);
         let kind = match (service.resolution, self.options.delivery) {
             (Resolution::Dns, _) => DiscoveryType::StrictDns,
             (Resolution::DnsRoundRobin, _) => DiscoveryType::LogicalDns,
@@ -128,6 +133,17 @@ impl Encoder<'_> {
         cluster.eds_cluster_config =
             Some(EdsClusterConfig { eds_config: Some(ads()), service_name: cluster.name.clone() });
         Some(assignment)
+    }
+
+    /// What the caller prefers: as the destination says, or else the mesh.
+    fn preference<'p>(&'p self, effective: &Effective<'p>) -> Preference<'p> {
+        let own = effective.balancer.and_then(|balancer| balancer.locality.as_ref());
+        Preference {
+            setting: own.unwrap_or(&self.mesh.config().locality),
+            place: &self.workload.locality,
+            labels: &self.workload.labels,
+            watched: effective.outlier.is_some(),
+        }
     }
 
     fn secure(
@@ -208,7 +224,7 @@ impl Encoder<'_> {
             cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Static.into())),
             load_assignment: Some(endpoints::single(&name, address)),
             connect_timeout: wire::duration(self.mesh.config().connect_timeout),
-            circuit_breakers: Some(limits(&ConnectionPool::default())),
+            circuit_breakers: Some(limits(&ConnectionPool::default(), None)),
             upstream_bind_config: self.to_program(port),
             typed_extension_protocol_options: http_options(&ConnectionPool::default(), port.protocol),
             metadata: origin::of_service(origin, port.service.map(|(service, _)| service)),
@@ -296,7 +312,12 @@ fn socket_match(
 }
 
 /// Istio's limits: none that a DestinationRule does not set.
-fn limits(pool: &ConnectionPool) -> CircuitBreakers {
+fn limits(pool: &ConnectionPool, budget: Option<RetryBudget>) -> CircuitBreakers {
+    let budget = budget.map(|budget| thresholds::RetryBudget {
+        budget_percent: Some(Percent { value: f64::from(budget.share) / 1000.0 }),
+        min_retry_concurrency: wire::uint32(budget.minimum),
+        ..thresholds::RetryBudget::default()
+    });
     let limit = |set: Option<u32>| wire::uint32(set.unwrap_or(u32::MAX));
     CircuitBreakers {
         thresholds: vec![Thresholds {
@@ -304,6 +325,7 @@ fn limits(pool: &ConnectionPool) -> CircuitBreakers {
             max_pending_requests: limit(pool.max_pending),
             max_requests: limit(pool.max_requests),
             max_retries: limit(pool.max_retries),
+            retry_budget: budget,
             track_remaining: true,
             ..Thresholds::default()
         }],
@@ -393,10 +415,21 @@ fn http_options(pool: &ConnectionPool, protocol: Protocol) -> HashMap<String, pr
     )])
 }
 
+fn slow_start(warmup: Warmup) -> SlowStartConfig {
+    let steep = warmup.aggression != Warmup::LINEAR.aggression;
+    SlowStartConfig {
+        slow_start_window: wire::duration(warmup.duration),
+        aggression: steep.then(|| RuntimeDouble {
+            default_value: f64::from(warmup.aggression) / 1000.0,
+            // Envoy wants a name by which an operator could change it.
+            runtime_key: "upstream.slow_start_aggression".to_owned(),
+        }),
+        min_weight_percent: Some(Percent { value: f64::from(warmup.minimum) / 1000.0 }),
+    }
+}
+
 fn balance(cluster: &mut Cluster, balancer: Option<&LoadBalancer>) {
-    let slow_start = balancer
-        .and_then(|balancer| balancer.warmup)
-        .map(|window| SlowStartConfig { slow_start_window: wire::duration(window), ..SlowStartConfig::default() });
+    let slow_start = balancer.and_then(|balancer| balancer.warmup).map(slow_start);
     let kind = balancer.map_or(&BalancerKind::LeastRequest, |balancer| &balancer.kind);
     let (policy, config) = match kind {
         BalancerKind::LeastRequest | BalancerKind::Passthrough => {

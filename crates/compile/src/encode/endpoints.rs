@@ -14,6 +14,7 @@ use proto::envoy::config::endpoint::v3::{
     ClusterLoadAssignment, Endpoint as EnvoyEndpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint::HostIdentifier,
 };
 
+use super::locality::Preference;
 use super::{origin, wire};
 use crate::mesh::Mesh;
 use crate::reach::{Endpoint, Place};
@@ -21,38 +22,63 @@ use crate::reach::{Endpoint, Place};
 /// What Envoy looks at to choose a transport socket.
 pub(crate) const TLS_METADATA: &str = "envoy.transport_socket_match";
 
-/// The endpoints of a service's port that carry the labels of a subset.
+/// Endpoints of one place and priority.
+#[derive(Debug)]
+pub(crate) struct Group {
+    pub(crate) locality: Locality,
+    pub(crate) members: Vec<Member>,
+    /// The share of the place.
+    pub(crate) weight: u32,
+    /// 0 is preferred.
+    pub(crate) priority: u32,
+}
+
+/// One endpoint of a group.
+#[derive(Debug)]
+pub(crate) struct Member {
+    pub(crate) labels: Labels,
+    pub(crate) endpoint: LbEndpoint,
+}
+
+impl Group {
+    /// A group of the first priority that counts as much as its members.
+    pub(crate) fn new(locality: Locality, members: Vec<Member>) -> Self {
+        let weight = |member: &Member| member.endpoint.load_balancing_weight.map_or(1, |weight| weight.value);
+        let sum = members.iter().map(weight).fold(0, u32::saturating_add);
+        Self { locality, members, weight: sum.max(1), priority: 0 }
+    }
+
+    fn message(self) -> LocalityLbEndpoints {
+        LocalityLbEndpoints {
+            // gRPC refuses endpoints whose locality is not said, even if it is empty.
+            locality: Some(core_locality(&self.locality)),
+            lb_endpoints: self.members.into_iter().map(|member| member.endpoint).collect(),
+            load_balancing_weight: wire::uint32(self.weight),
+            priority: self.priority,
+            ..LocalityLbEndpoints::default()
+        }
+    }
+}
+
+/// The endpoints of a service's port that carry the labels of a subset, ordered as the caller prefers them.
 pub(crate) fn assignment(
     mesh: &Mesh,
     cluster: &str,
-    service: &Service,
-    port: &ServicePort,
+    (service, port): (&Service, &ServicePort),
     labels: Option<&Labels>,
+    preference: Preference<'_>,
 ) -> ClusterLoadAssignment {
     let endpoints = mesh.endpoints(service, port);
     let chosen = endpoints.iter().filter(|endpoint| labels.is_none_or(|labels| selects(labels, endpoint.labels)));
-    let mut by_locality: BTreeMap<&Locality, Vec<LbEndpoint>> = BTreeMap::new();
+    let mut by_locality: BTreeMap<&Locality, Vec<Member>> = BTreeMap::new();
     for endpoint in chosen {
-        by_locality.entry(endpoint.locality).or_default().push(lb_endpoint(endpoint));
+        let member = Member { labels: endpoint.labels.clone(), endpoint: lb_endpoint(endpoint) };
+        by_locality.entry(endpoint.locality).or_default().push(member);
     }
-    grouped(cluster, by_locality)
-}
-
-fn grouped(cluster: &str, by_locality: BTreeMap<&Locality, Vec<LbEndpoint>>) -> ClusterLoadAssignment {
-    let localities = by_locality.into_iter().map(|(locality, lb_endpoints)| {
-        let weight = |endpoint: &LbEndpoint| endpoint.load_balancing_weight.map_or(1, |weight| weight.value);
-        let sum = lb_endpoints.iter().map(weight).fold(0, u32::saturating_add);
-        LocalityLbEndpoints {
-            // gRPC refuses endpoints whose locality is not said, even if it is empty.
-            locality: Some(core_locality(locality)),
-            lb_endpoints,
-            load_balancing_weight: wire::uint32(sum.max(1)),
-            ..LocalityLbEndpoints::default()
-        }
-    });
+    let groups = by_locality.into_iter().map(|(locality, members)| Group::new(locality.clone(), members)).collect();
     ClusterLoadAssignment {
         cluster_name: cluster.to_owned(),
-        endpoints: localities.collect(),
+        endpoints: preference.apply(groups).into_iter().map(Group::message).collect(),
         ..ClusterLoadAssignment::default()
     }
 }

@@ -14,6 +14,7 @@ use proto::envoy::extensions::filters::network::http_connection_manager::v3::{
     },
 };
 use proto::envoy::extensions::filters::network::tcp_proxy::v3::{TcpProxy, tcp_proxy};
+use proto::envoy::r#type::v3::{HashPolicy, hash_policy};
 
 use super::cluster::{self, IDLE_TIMEOUT, MAX_STREAMS};
 use super::{Delivery, Encoder, filters, log, wire};
@@ -66,17 +67,29 @@ impl Encoder<'_> {
         &self,
         stat_prefix: &str,
         target: tcp_proxy::ClusterSpecifier,
-        idle_timeout: Option<Duration>,
+        settings: Connections,
     ) -> Filter {
+        let by_source =
+            HashPolicy { policy_specifier: Some(hash_policy::PolicySpecifier::SourceIp(hash_policy::SourceIp {})) };
         let proxy = TcpProxy {
             stat_prefix: stat_prefix.to_owned(),
             cluster_specifier: Some(target),
-            idle_timeout: wire::duration(idle_timeout.unwrap_or(IDLE_TIMEOUT)),
+            idle_timeout: wire::duration(settings.idle_timeout.unwrap_or(IDLE_TIMEOUT)),
+            hash_policy: settings.by_source.then_some(by_source).into_iter().collect(),
             access_log: log::access_logs(&self.mesh.config().access_log),
             ..TcpProxy::default()
         };
         filters::network("envoy.filters.network.tcp_proxy", wire::any(&proxy, &wire::FLAT))
     }
+}
+
+/// How connections of bytes are treated.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Connections {
+    /// How long one may lie idle; `None`: an hour.
+    pub(super) idle_timeout: Option<Duration>,
+    /// Connections of the same caller go to the same endpoint.
+    pub(super) by_source: bool,
 }
 
 /// The limits, all written out.

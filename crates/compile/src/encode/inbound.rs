@@ -11,7 +11,7 @@ use proto::envoy::config::route::v3::{RouteConfiguration, VirtualHost, route::Ac
 use proto::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
 
 use super::cluster::{BLACK_HOLE, INBOUND_PASSTHROUGH, inbound_name};
-use super::http::Side;
+use super::http::{Connections, Side};
 use super::{Encoder, endpoints, filters, origin, rbac, route, tls, wire};
 use crate::reach::InboundPort;
 
@@ -165,7 +165,7 @@ impl Encoder<'_> {
                 destination_port: wire::uint32(u32::from(INBOUND_PORT)),
                 ..FilterChainMatch::default()
             }),
-            filters: vec![self.tcp_proxy(BLACK_HOLE, target, None)],
+            filters: vec![self.tcp_proxy(BLACK_HOLE, target, Connections::default())],
             ..FilterChain::default()
         }
     }
@@ -191,7 +191,8 @@ impl Encoder<'_> {
     fn inbound_tcp(&self, cluster: &str, guarded: Option<(u16, u16)>) -> Vec<Filter> {
         let mut filters = self.external_network_filters(guarded);
         filters.extend(rbac::network_filters(self.mesh, self.workload, guarded));
-        filters.push(self.tcp_proxy(cluster, ClusterSpecifier::Cluster(cluster.to_owned()), None));
+        let target = ClusterSpecifier::Cluster(cluster.to_owned());
+        filters.push(self.tcp_proxy(cluster, target, Connections::default()));
         filters
     }
 

@@ -10,6 +10,7 @@ mod filters;
 mod http;
 mod inbound;
 mod jwt;
+mod locality;
 mod log;
 mod origin;
 mod outbound;

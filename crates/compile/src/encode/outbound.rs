@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use model::Service;
+use model::destination::{BalancerKind, HashOn};
 use model::route::{L4Match, WeightedDestination};
 use model::service::{Protocol, Resolution, ServicePort};
 use model::workload::{ExplicitOutbound, Interception};
@@ -15,7 +16,7 @@ use proto::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::{
 };
 
 use super::cluster::{BLACK_HOLE, PASSTHROUGH};
-use super::http::Side;
+use super::http::{Connections, Side};
 use super::inbound::PLAINTEXT_HTTP;
 use super::virtual_host::{Unknown, is_auto};
 use super::{Encoder, Target, endpoints, filters, origin, route, wire};
@@ -150,9 +151,9 @@ impl<'a> Encoder<'a> {
                 }
                 _ => {
                     let target = Target { hostname: hostname.to_owned(), port, subset: None };
-                    let idle = self.idle_timeout(service, port);
+                    let settings = self.connections(service, &target);
                     let cluster = self.want(target);
-                    vec![self.tcp_proxy(&cluster, ClusterSpecifier::Cluster(cluster.clone()), idle)]
+                    vec![self.tcp_proxy(&cluster, ClusterSpecifier::Cluster(cluster.clone()), settings)]
                 }
             };
             chains.push(FilterChain {
@@ -217,11 +218,20 @@ impl<'a> Encoder<'a> {
                 ClusterSpecifier::WeightedClusters(WeightedCluster { clusters })
             }
         };
-        self.tcp_proxy(name, specifier, None)
+        let by_source = weighted.first().is_some_and(|share| {
+            let target = self.target(&share.destination, namespace, port);
+            self.service(&target.hostname).is_some_and(|service| self.connections(service, &target).by_source)
+        });
+        self.tcp_proxy(name, specifier, Connections { idle_timeout: None, by_source })
     }
 
-    fn idle_timeout(&self, service: &Service, port: u16) -> Option<std::time::Duration> {
-        self.mesh.effective(self.caller(), service, port, None)?.pool?.tcp_idle_timeout
+    fn connections(&self, service: &Service, target: &Target) -> Connections {
+        let effective = self.mesh.effective(self.caller(), service, target.port, target.subset.as_deref());
+        let Some(effective) = effective else { return Connections::default() };
+        let by_source = effective
+            .balancer
+            .is_some_and(|balancer| matches!(balancer.kind, BalancerKind::ConsistentHash { on: HashOn::SourceIp, .. }));
+        Connections { idle_timeout: effective.pool.and_then(|pool| pool.tcp_idle_timeout), by_source }
     }
 
     /// Everything visible, behind the one port that connections are redirected to.
@@ -402,7 +412,11 @@ impl<'a> Encoder<'a> {
         let cluster = self.unknown_cluster();
         FilterChain {
             name: format!("{name}-unknown"),
-            filters: vec![self.tcp_proxy(cluster, ClusterSpecifier::Cluster(cluster.to_owned()), None)],
+            filters: vec![self.tcp_proxy(
+                cluster,
+                ClusterSpecifier::Cluster(cluster.to_owned()),
+                Connections::default(),
+            )],
             ..FilterChain::default()
         }
     }
@@ -415,7 +429,7 @@ impl<'a> Encoder<'a> {
                 destination_port: wire::uint32(u32::from(OUTBOUND_PORT)),
                 ..FilterChainMatch::default()
             }),
-            filters: vec![self.tcp_proxy(BLACK_HOLE, target, None)],
+            filters: vec![self.tcp_proxy(BLACK_HOLE, target, Connections::default())],
             ..FilterChain::default()
         };
         let rest =

@@ -155,7 +155,7 @@ impl Encoder<'_> {
         self.want(target)
     }
 
-    fn target(&self, destination: &Destination, namespace: &str, listener_port: u16) -> Target {
+    pub(super) fn target(&self, destination: &Destination, namespace: &str, listener_port: u16) -> Target {
         let hostname = self.mesh.resolve_host(&destination.host, namespace);
         let only_port = self.service(&hostname).and_then(|service| match service.ports.as_slice() {
             [only] => Some(only.number),

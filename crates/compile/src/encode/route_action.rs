@@ -30,8 +30,9 @@ use super::{route_match, wire};
 const DEFAULT_RETRY_ON: &str = "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes";
 /// Attempts after the first, by Istio's default.
 const DEFAULT_RETRIES: u32 = 2;
-/// How often another host is looked for before a tried one is taken again.
-const HOST_ATTEMPTS: i64 = 5;
+/// How often another host is looked for before a tried one is taken again: of two hosts the other is found with certainty
+/// enough (Istio's 5 misses it once in 64 times).
+const HOST_ATTEMPTS: i64 = 20;
 
 /// Retries of a rule, or of the mesh, or Istio's; `None` where they are switched off. Localities have no priorities
 /// here, so every retry may go to any of them, whatever `retryRemoteLocalities` says.
@@ -275,14 +276,17 @@ pub(crate) fn cors(wanted: &CorsRule) -> CorsPolicy {
 
 /// What a consistent-hash balancer looks at.
 pub(crate) fn hash_policy(on: &HashOn) -> HashPolicy {
-    use hash_policy::{ConnectionProperties, Cookie, Header, PolicySpecifier, QueryParameter};
+    use hash_policy::{ConnectionProperties, Cookie, CookieAttribute, Header, PolicySpecifier, QueryParameter};
     let specifier = match on {
         HashOn::Header(name) => PolicySpecifier::Header(Header { header_name: name.clone(), ..Header::default() }),
-        HashOn::Cookie { name, path, ttl } => PolicySpecifier::Cookie(Cookie {
+        HashOn::Cookie { name, path, ttl, attributes } => PolicySpecifier::Cookie(Cookie {
             name: name.clone(),
             path: path.clone(),
             ttl: ttl.and_then(wire::duration),
-            ..Cookie::default()
+            attributes: attributes
+                .iter()
+                .map(|(name, value)| CookieAttribute { name: name.clone(), value: value.clone() })
+                .collect(),
         }),
         HashOn::SourceIp => PolicySpecifier::ConnectionProperties(ConnectionProperties { source_ip: true }),
         HashOn::QueryParameter(name) => PolicySpecifier::QueryParameter(QueryParameter { name: name.clone() }),

@@ -7,6 +7,7 @@ mod maglev;
 mod pool;
 mod ring;
 mod view;
+mod zone;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,6 +20,7 @@ use crate::dice::Dice;
 use crate::endpoint::{Endpoint, EndpointSet};
 use crate::moment::Moment;
 use view::View;
+pub use zone::{Home, ZoneAware};
 
 /// How endpoints are chosen.
 #[derive(Debug, Clone, PartialEq)]
@@ -75,6 +77,8 @@ pub struct Request<'a> {
     pub tried: &'a [Arc<Endpoint>],
     /// How many more picks are made to avoid `tried` (0: it is not looked at).
     pub avoid_attempts: u32,
+    /// Leave out the priorities of `tried`, looking again at every so manieth retry (0: they are not looked at).
+    pub priorities_every: u32,
 }
 
 /// Chooses endpoints of one cluster.
@@ -82,19 +86,21 @@ pub struct Request<'a> {
 pub struct Balancer {
     config: Arc<ClusterConfig>,
     endpoints: Arc<EndpointSet>,
+    home: Option<Arc<Home>>,
     view: ArcSwap<View>,
     /// Whose turn it is.
     turn: AtomicU64,
 }
 
 impl Balancer {
-    /// A balancer for these endpoints.
+    /// A balancer for these endpoints. `home`: where this proxy is, for zone-aware routing.
     #[must_use]
-    pub fn new(config: &Arc<ClusterConfig>, endpoints: &Arc<EndpointSet>) -> Self {
-        let view = View::new(config, endpoints, Moment::START);
+    pub fn new(config: &Arc<ClusterConfig>, endpoints: &Arc<EndpointSet>, home: Option<&Arc<Home>>) -> Self {
+        let view = View::new(config, endpoints, home.map(|home| &**home), Moment::START);
         Self {
             config: config.clone(),
             endpoints: endpoints.clone(),
+            home: home.cloned(),
             view: ArcSwap::from_pointee(view),
             // Not zero: after every update the first endpoint would be served first.
             turn: AtomicU64::new(endpoints.version % 65_521),
@@ -106,14 +112,17 @@ impl Balancer {
     #[must_use]
     pub fn pick(&self, request: Request<'_>, now: Moment, dice: &mut Dice) -> Option<Arc<Endpoint>> {
         let mut view = self.view.load();
-        if view.refresh_at.is_some_and(|at| now >= at) {
-            self.refresh(now);
+        let moved = self.home.as_ref().is_some_and(|home| home.changes() != view.home_changes);
+        if moved || view.refresh_at.is_some_and(|at| now >= at) {
+            self.look_again(now);
             view = self.view.load();
         }
         let attempts = if request.tried.is_empty() { 0 } else { request.avoid_attempts };
+        let every = request.priorities_every as usize;
+        let other = if every == 0 { None } else { view.loads_without(request.tried, every) };
         let mut picked = None;
         for attempt in 0..=attempts {
-            let found = view.pick(request.hash, attempt, &self.turn, dice)?;
+            let found = view.pick(request.hash, attempt, other.as_deref(), &self.turn, dice)?;
             let again = request.tried.iter().any(|tried| tried.address == found.address);
             picked = Some(found);
             if !again {
@@ -125,7 +134,15 @@ impl Balancer {
 
     /// Looks at the endpoints' health again. Outlier detection does this by itself.
     pub fn refresh(&self, now: Moment) {
-        self.view.store(Arc::new(View::new(&self.config, &self.endpoints, now)));
+        if let Some(home) = self.home.as_ref().filter(|home| home.cluster == self.config.name) {
+            home.changed();
+        }
+        self.look_again(now);
+    }
+
+    fn look_again(&self, now: Moment) {
+        let home = self.home.as_deref();
+        self.view.store(Arc::new(View::new(&self.config, &self.endpoints, home, now)));
     }
 
     /// Share of the load of each priority, per cent, and whether it is in panic; for the admin pages.

@@ -19,7 +19,7 @@ fn cluster(lb: &str, groups: &[&[(u8, u32, HealthStatus)]]) -> Balancer {
     let mut cx = crate::build::Context::new(&mut strings, 1);
     let built = crate::build::cluster(&mut cx, &prost::Message::encode_to_vec(&message));
     let (config, _) = cx.finish(built).expect("cluster");
-    Balancer::new(&Arc::new(config), &Arc::new(set(groups)))
+    Balancer::new(&Arc::new(config), &Arc::new(set(groups)), None)
 }
 
 fn set(groups: &[&[(u8, u32, HealthStatus)]]) -> EndpointSet {
@@ -45,6 +45,7 @@ fn endpoint(n: u8, weight: u32, health: HealthStatus, priority: u32) -> Arc<Endp
         metadata: Arc::default(),
         locality: Arc::default(),
         priority,
+        check: None,
         state: Arc::default(),
     })
 }
@@ -136,7 +137,7 @@ fn least_request_avoids_the_busy() {
 fn tried_endpoints_are_avoided() {
     let balancer = cluster("lb_policy: RANDOM", &[&[(1, 1, UP), (2, 1, UP)]]);
     let tried: Vec<_> = balancer.endpoints.iter().filter(|e| last_byte(e) == 1).cloned().collect();
-    let request = Request { hash: None, tried: &tried, avoid_attempts: 30 };
+    let request = Request { hash: None, tried: &tried, avoid_attempts: 30, priorities_every: 0 };
     let mut dice = Dice::new(3);
     assert!((0..200).all(|_| last_byte(&balancer.pick(request, Moment::START, &mut dice).unwrap()) == 2));
     let alone = cluster("", &[&[(1, 1, UP)]]);
@@ -158,6 +159,74 @@ fn slow_start_grows() {
     assert!((at(1000) - 0.1 / 1.1).abs() < 0.01);
     assert!((at(1050) - 0.5 / 1.5).abs() < 0.01);
     assert!((at(1100) - 0.5).abs() < 0.01);
+}
+
+/// Endpoints by zone: the name of the zone and how many it has.
+fn zones(counts: &[(&str, u8)], first: u8) -> EndpointSet {
+    let mut next = first;
+    let groups = counts.iter().map(|(zone, count)| {
+        let place = Arc::new(Locality { zone: (*zone).into(), ..Locality::default() });
+        let members = (0..*count).map(|_| {
+            let mut one = Arc::into_inner(endpoint(next, 1, UP, 0)).unwrap();
+            one.locality = place.clone();
+            next += 1;
+            Arc::new(one)
+        });
+        EndpointGroup { endpoints: members.collect(), locality: place.clone(), weight: None, priority: 0 }
+    });
+    EndpointSet { groups: groups.collect(), overprovisioning: 140, ..EndpointSet::default() }
+}
+
+#[test]
+fn zones_keep_what_they_can_carry() {
+    let home = Arc::new(Home::new(Locality { zone: "a".into(), ..Locality::default() }, "proxies".into()));
+    home.proxies_are(&Arc::new(zones(&[("a", 1), ("b", 1)], 100)));
+    let config = cluster("", &[]).config.clone();
+    let at = |counts: &[(&str, u8)]| {
+        let balancer = Balancer::new(&config, &Arc::new(zones(counts, 1)), Some(&home));
+        let spread = spread(&balancer, 20_000);
+        let own = counts.iter().take_while(|(zone, _)| *zone != "a").map(|(_, count)| *count).sum::<u8>();
+        let here = counts.iter().find(|(zone, _)| *zone == "a").map_or(0, |(_, count)| *count);
+        (own + 1..=own + here).map(|n| spread.get(&n).copied().unwrap_or(0.0)).sum::<f64>()
+    };
+    // Half of the proxies are here: with half of the endpoints all load stays, with less only that much.
+    assert!(near(Some(&at(&[("a", 3), ("b", 3)])), 1.0, 0.0));
+    assert!(near(Some(&at(&[("b", 6), ("a", 2)])), 0.5, 0.02));
+    assert!(near(Some(&at(&[("a", 2), ("b", 2)])), 0.5, 0.02), "too few for zones to count");
+    home.proxies_are(&Arc::new(zones(&[("b", 2)], 100)));
+    assert!(near(Some(&at(&[("b", 6), ("a", 2)])), 0.25, 0.02), "nobody is here");
+}
+
+#[test]
+fn a_retry_leaves_tried_priorities() {
+    let balancer = cluster("", &[&[(1, 1, UP)], &[(2, 1, UP)], &[(3, 1, UP)]]);
+    let by_priority = |n: u8| balancer.endpoints.iter().find(|e| last_byte(e) == n).cloned().unwrap();
+    let mut dice = Dice::new(4);
+    let mut after = |tried: &[u8], every| {
+        let tried: Vec<_> = tried.iter().map(|n| by_priority(*n)).collect();
+        let request = Request { hash: None, tried: &tried, avoid_attempts: 0, priorities_every: every };
+        last_byte(&balancer.pick(request, Moment::START, &mut dice).unwrap())
+    };
+    assert_eq!(after(&[], 1), 1);
+    assert_eq!(after(&[1], 1), 2);
+    assert_eq!(after(&[1, 2], 1), 3);
+    assert_eq!(after(&[1, 2, 3], 1), 1, "all were tried");
+    assert_eq!(after(&[1], 2), 1, "too early");
+    assert_eq!(after(&[1, 1], 2), 2);
+    assert_eq!(after(&[1], 0), 1, "not asked for");
+}
+
+#[test]
+fn checks_put_endpoints_out_and_in() {
+    let lb = "common_lb_config: {healthy_panic_threshold: {value: 0}}";
+    let balancer = cluster(lb, &[&[(1, 1, UP), (2, 1, UP)]]);
+    let first = balancer.endpoints.iter().next().unwrap().clone();
+    first.state.health.begin();
+    balancer.refresh(Moment::START);
+    assert_eq!(spread(&balancer, 100).get(&1), None);
+    first.state.health.end();
+    balancer.refresh(Moment::START);
+    assert!(near(spread(&balancer, 100).get(&1), 0.5, 0.01));
 }
 
 /// Where Envoy 1.40 sent keys `key-0` to `key-59`, for endpoints 127.0.0.1:21001 to 21005: the positions of the endpoints.
@@ -190,7 +259,7 @@ fn hashing_agrees_with_envoy() {
         for (at, host) in set.groups[0].endpoints.iter_mut().enumerate() {
             Arc::get_mut(host).unwrap().address = Address::Socket(([127, 0, 0, 1], 21_001 + at as u16).into());
         }
-        let balancer = Balancer::new(&cluster(lb, &[]).config, &Arc::new(set));
+        let balancer = Balancer::new(&cluster(lb, &[]).config, &Arc::new(set), None);
         let place = |key: u32| {
             let hash = xxhash_rust::xxh64::xxh64(format!("key-{key}").as_bytes(), 0);
             let request = Request { hash: Some(hash), ..Request::default() };

@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::pool::Pool;
+use super::zone::{Home, Zones};
 use super::{LbPolicy, SlowStart};
 use crate::cluster::ClusterConfig;
 use crate::dice::Dice;
-use crate::endpoint::{Endpoint, EndpointGroup, EndpointSet, HealthStatus};
+use crate::endpoint::{Endpoint, EndpointGroup, EndpointSet, HealthStatus, Locality};
 use crate::moment::Moment;
 
 /// How often weights are looked at again while an endpoint starts slowly.
@@ -22,13 +23,17 @@ pub(super) struct View {
     /// Load in per cent and who takes it, in order of preference.
     loads: Vec<(u32, Side)>,
     priorities: Vec<Sides>,
+    /// How much of the whole load the healthy and the degraded endpoints of each priority could take, per cent.
+    availability: Vec<(u32, u32)>,
     /// When the picture is too old.
     pub(super) refresh_at: Option<Moment>,
+    /// Which state of [`Home`] it shows.
+    pub(super) home_changes: u64,
 }
 
 /// The healthy or the degraded endpoints of a priority.
 #[derive(Debug, Clone, Copy)]
-struct Side {
+pub(super) struct Side {
     priority: usize,
     degraded: bool,
 }
@@ -47,6 +52,8 @@ struct Localities {
     pools: Vec<Pool>,
     /// Running sums of the localities' weights; empty: there is one pool.
     sums: Vec<u64>,
+    /// Zone-aware routing: the pools are everything, then one for each place.
+    zones: Option<Zones>,
 }
 
 /// How many endpoints a priority has, or how much weight.
@@ -58,13 +65,14 @@ struct Count {
 }
 
 impl View {
-    pub(super) fn new(config: &ClusterConfig, set: &EndpointSet, now: Moment) -> Self {
+    pub(super) fn new(config: &ClusterConfig, set: &EndpointSet, home: Option<&Home>, now: Moment) -> Self {
         let top = set.groups.iter().map(|group| group.priority as usize + 1).max().unwrap_or(0);
         let groups_of = |priority: usize| -> Vec<&EndpointGroup> {
             set.groups.iter().filter(|group| group.priority as usize == priority).collect()
         };
-        let counts: Vec<Count> = (0..top).map(|p| count(&groups_of(p), set.weighted_priority_health)).collect();
-        let plain: Vec<Count> = (0..top).map(|p| count(&groups_of(p), false)).collect();
+        let ignore = config.lb_common.ignore_unchecked;
+        let counts: Vec<Count> = (0..top).map(|p| count(&groups_of(p), set.weighted_priority_health, ignore)).collect();
+        let plain: Vec<Count> = (0..top).map(|p| count(&groups_of(p), false, ignore)).collect();
         let availability: Vec<(u32, u32)> = counts.iter().map(|count| available(count, set.overprovisioning)).collect();
         let total: u32 = availability.iter().map(|(healthy, degraded)| healthy + degraded).sum::<u32>().min(100);
         let panics: Vec<bool> =
@@ -74,29 +82,31 @@ impl View {
         } else {
             distribute(&availability, total)
         };
-        let builder = Builder { config, overprovisioning: set.overprovisioning, now };
+        let home_changes = home.map_or(0, Home::changes);
+        let builder = Builder { config, overprovisioning: set.overprovisioning, home, now };
         let mut slow = false;
         let priorities = panics.iter().enumerate().map(|(priority, panic)| {
             let groups = groups_of(priority);
-            let takes_load = loads.iter().any(|(load, side)| *load > 0 && side.priority == priority);
-            let healthy = if takes_load { builder.localities(&groups, *panic, false) } else { Localities::default() };
-            let degraded = if takes_load { builder.localities(&groups, false, true) } else { Localities::default() };
+            // A priority without load now may get some from a retry.
+            let healthy = builder.healthy(priority, &groups, *panic);
+            let degraded = builder.localities(&groups, false, true);
             slow |= groups.iter().flat_map(|group| &group.endpoints).any(|endpoint| builder.is_slow(endpoint));
             Sides { healthy, degraded, panic: *panic }
         });
         let priorities = priorities.collect();
-        Self { loads, priorities, refresh_at: slow.then(|| now + SLOW_START_STEP) }
+        Self { loads, priorities, availability, refresh_at: slow.then(|| now + SLOW_START_STEP), home_changes }
     }
 
     pub(super) fn pick(
         &self,
         hash: Option<u64>,
         attempt: u32,
+        other_loads: Option<&[(u32, Side)]>,
         turn: &AtomicU64,
         dice: &mut Dice,
     ) -> Option<&Arc<Endpoint>> {
         let hash = hash.unwrap_or_else(|| dice.roll());
-        let side = self.side(hash)?;
+        let side = side(other_loads.unwrap_or(&self.loads), hash)?;
         let sides = self.priorities.get(side.priority)?;
         let localities = if side.degraded { &sides.degraded } else { &sides.healthy };
         localities.pool(dice)?.pick(hash, attempt, turn, dice)
@@ -108,20 +118,42 @@ impl View {
         self.priorities.iter().enumerate().map(|(at, sides)| (load(at), sides.panic)).collect()
     }
 
-    /// The hash decides, so that the same key stays at the same priority.
-    fn side(&self, hash: u64) -> Option<Side> {
-        let point = (hash % 100) as u32 + 1;
-        let mut sum = 0;
-        let found = self.loads.iter().find(|(load, _)| {
-            sum += load;
-            point <= sum
-        });
-        found.map(|(_, side)| *side)
+    /// Loads for a retry that leaves out the priorities already tried, looking again at every `every` attempts; `None`:
+    /// as ever. When all were tried it begins anew (Envoy `previous_priorities`).
+    pub(super) fn loads_without(&self, tried: &[Arc<Endpoint>], every: usize) -> Option<Vec<(u32, Side)>> {
+        let mut left = self.availability.clone();
+        let total =
+            |left: &[(u32, u32)]| left.iter().map(|(healthy, degraded)| healthy + degraded).sum::<u32>().min(100);
+        for seen in tried.chunks_exact(every) {
+            for endpoint in seen {
+                if let Some(priority) = left.get_mut(endpoint.priority as usize) {
+                    *priority = (0, 0);
+                }
+            }
+            if total(&left) == 0 {
+                left.clone_from(&self.availability);
+            }
+        }
+        (left != self.availability && total(&left) > 0).then(|| distribute(&left, total(&left)))
     }
+}
+
+/// The hash decides, so that the same key stays at the same priority.
+fn side(loads: &[(u32, Side)], hash: u64) -> Option<Side> {
+    let point = (hash % 100) as u32 + 1;
+    let mut sum = 0;
+    let found = loads.iter().find(|(load, _)| {
+        sum += load;
+        point <= sum
+    });
+    found.map(|(_, side)| *side)
 }
 
 impl Localities {
     fn pool(&self, dice: &mut Dice) -> Option<&Pool> {
+        if let Some(zones) = &self.zones {
+            return self.pools.get(zones.choose(dice).map_or(0, |place| place + 1));
+        }
         let Some(total) = self.sums.last() else { return self.pools.first() };
         let point = dice.below(*total);
         self.pools.get(self.sums.partition_point(|sum| *sum <= point))
@@ -131,20 +163,51 @@ impl Localities {
 struct Builder<'a> {
     config: &'a ClusterConfig,
     overprovisioning: u32,
+    home: Option<&'a Home>,
     now: Moment,
 }
 
 impl Builder<'_> {
+    /// The healthy endpoints of a priority; in panic all of them, or none where that was asked for.
+    fn healthy(&self, priority: usize, groups: &[&EndpointGroup], panic: bool) -> Localities {
+        if panic && self.config.lb_common.fail_on_panic {
+            return Localities::default();
+        }
+        let zoned = (priority == 0 && !panic).then(|| self.zoned(groups)).flatten();
+        zoned.unwrap_or_else(|| self.localities(groups, panic, false))
+    }
+
+    /// Endpoints by place, where requests prefer their own.
+    fn zoned(&self, groups: &[&EndpointGroup]) -> Option<Localities> {
+        let (zone, home) = (self.config.lb_common.zone_aware?, self.home?);
+        if matches!(self.config.lb, LbPolicy::RingHash { .. } | LbPolicy::Maglev { .. } | LbPolicy::ClusterProvided) {
+            return None;
+        }
+        let mut places: Vec<(Arc<Locality>, Vec<Arc<Endpoint>>)> = Vec::new();
+        for group in groups {
+            let healthy = group.endpoints.iter().filter(|endpoint| fits(endpoint, false)).cloned();
+            match places.iter_mut().find(|(place, _)| *place == group.locality) {
+                Some((_, hosts)) => hosts.extend(healthy),
+                None => places.push((group.locality.clone(), healthy.collect())),
+            }
+        }
+        let zones = Zones::new(zone, home, self.config.lb_common.panic_threshold, &mut places)?;
+        let everything = places.iter().flat_map(|(_, hosts)| hosts).cloned().collect();
+        let mut pools = vec![self.pool(everything)];
+        pools.extend(places.into_iter().map(|(_, hosts)| self.pool(hosts)));
+        Some(Localities { pools, sums: Vec::new(), zones: Some(zones) })
+    }
+
     fn localities(&self, groups: &[&EndpointGroup], all: bool, degraded: bool) -> Localities {
         let taken = |group: &EndpointGroup| -> Vec<Arc<Endpoint>> {
             group.endpoints.iter().filter(|endpoint| all || fits(endpoint, degraded)).cloned().collect()
         };
         if matches!(self.config.lb, LbPolicy::RingHash { .. } | LbPolicy::Maglev { .. }) {
-            return Localities { pools: vec![self.hashed(groups, &taken)], sums: Vec::new() };
+            return Localities { pools: vec![self.hashed(groups, &taken)], sums: Vec::new(), zones: None };
         }
         if !self.config.lb_common.locality_weighted {
             let hosts: Vec<_> = groups.iter().flat_map(|group| taken(group)).collect();
-            return Localities { pools: vec![self.pool(hosts)], sums: Vec::new() };
+            return Localities { pools: vec![self.pool(hosts)], sums: Vec::new(), zones: None };
         }
         let mut built = Localities::default();
         let mut sum = 0_u64;
@@ -220,16 +283,16 @@ impl Builder<'_> {
 }
 
 fn fits(endpoint: &Endpoint, degraded: bool) -> bool {
-    if degraded {
-        endpoint.health == HealthStatus::Degraded && !endpoint.state.outlier.is_ejected()
-    } else {
-        endpoint.is_healthy()
-    }
+    if degraded { endpoint.is_degraded() } else { endpoint.is_healthy() }
 }
 
-fn count(groups: &[&EndpointGroup], by_weight: bool) -> Count {
+fn count(groups: &[&EndpointGroup], by_weight: bool, ignore_unchecked: bool) -> Count {
     let mut count = Count::default();
-    for endpoint in groups.iter().flat_map(|group| &group.endpoints) {
+    // One that is going away is missed by nobody.
+    let counted = |endpoint: &&Arc<Endpoint>| {
+        endpoint.health != HealthStatus::Draining && !(ignore_unchecked && endpoint.state.health.is_pending())
+    };
+    for endpoint in groups.iter().flat_map(|group| &group.endpoints).filter(counted) {
         let unit = if by_weight { u64::from(endpoint.weight) } else { 1 };
         count.all += unit;
         count.healthy += if fits(endpoint, false) { unit } else { 0 };

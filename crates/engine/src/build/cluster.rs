@@ -12,12 +12,13 @@ use proto::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use proto::envoy::extensions::clusters::{dns::v3 as dns, original_dst::v3 as original_dst};
 use proto::envoy::extensions::load_balancing_policies as lb;
 use proto::envoy::extensions::upstreams::http::v3 as upstream_http;
-use proto::google::protobuf::{Any, UInt32Value};
+use proto::envoy::r#type::v3::Percent;
+use proto::google::protobuf::{Any, Duration as ProtoDuration, UInt32Value, UInt64Value};
 
 use super::http::{http1, http2, positive};
 use super::value::{keepalive, placed_address, socket_option};
 use super::{Context, flag, number, type_name};
-use crate::balance::{LbPolicy, SlowStart};
+use crate::balance::{LbPolicy, SlowStart, ZoneAware};
 use crate::circuit::{Limits, RetryBudget};
 use crate::cluster::{ClusterConfig, Discovery, DnsFamily, DnsOptions, LbCommon, TransportMatch, UpstreamProtocol};
 use crate::listener::Address;
@@ -41,9 +42,6 @@ pub(crate) fn cluster(cx: &mut Context<'_>, bytes: &[u8]) -> Option<(ClusterConf
     };
     if message.lb_subset_config.is_some() {
         cx.field("lb_subset_config", |cx| cx.fault("is not implemented"));
-    }
-    if !message.health_checks.is_empty() {
-        cx.field("health_checks", |cx| cx.fault("active health checks are not implemented"));
     }
     let config = config(cx, &message)?;
     let inline = !matches!(config.discovery, Discovery::Eds(_) | Discovery::OriginalDst { .. });
@@ -99,6 +97,8 @@ fn config(cx: &mut Context<'_>, message: &xds::Cluster) -> Option<ClusterConfig>
             .and_then(|limits| limits.max_connections.as_ref())
             .map(|max| max.value),
         outlier: cx.optional("outlier_detection", message.outlier_detection.as_ref(), outlier).map(Arc::new),
+        health_check: super::health::checks(cx, &message.health_checks, http.protocol).map(Arc::new),
+        close_on_failure: message.close_connections_on_host_health_failure,
         source_address: source.as_ref().and_then(|(address, _)| address.socket()).filter(is_chosen),
         source_namespace: source.and_then(|(_, namespace)| namespace),
         socket_options: bind.map_or_else(Vec::new, |bind| {
@@ -125,10 +125,9 @@ fn old_max_requests(message: &xds::Cluster) -> Option<&UInt32Value> {
 #[allow(deprecated, reason = "The old DNS fields are what files still say")]
 fn discovery(cx: &mut Context<'_>, message: &xds::Cluster, name: &Arc<str>) -> Option<(Discovery, DnsOptions)> {
     use xds::cluster::ClusterDiscoveryType as Kind;
-    let old = DnsOptions {
-        refresh: cx.duration("dns_refresh_rate", message.dns_refresh_rate.as_ref()).unwrap_or(Duration::from_secs(5)),
-        family: dns_family(message.dns_lookup_family),
-    };
+    let times = (message.dns_refresh_rate.as_ref(), message.dns_jitter.as_ref());
+    let failure = message.dns_failure_refresh_rate.as_ref();
+    let old = dns_options(cx, times, failure, message.respect_dns_ttl, dns_family(message.dns_lookup_family));
     let found = match &message.cluster_discovery_type {
         None | Some(Kind::Type(0)) => (Discovery::Static, old),
         Some(Kind::Type(1)) => (Discovery::StrictDns, old),
@@ -156,17 +155,19 @@ fn custom_cluster(cx: &mut Context<'_>, message: &xds::cluster::CustomClusterTyp
     match type_name(any) {
         "envoy.extensions.clusters.dns.v3.DnsCluster" => {
             let message: dns::DnsCluster = cx.unpack(any)?;
-            let refresh = cx.duration("dns_refresh_rate", message.dns_refresh_rate.as_ref());
-            let options = DnsOptions {
-                refresh: refresh.unwrap_or(Duration::from_secs(5)),
-                family: match message.dns_lookup_family {
-                    0 | 1 => DnsFamily::Auto,
-                    2 => DnsFamily::V4Only,
-                    3 => DnsFamily::V6Only,
-                    4 => DnsFamily::V4Preferred,
-                    _ => DnsFamily::All,
-                },
+            let family = match message.dns_lookup_family {
+                0 | 1 => DnsFamily::Auto,
+                2 => DnsFamily::V4Only,
+                3 => DnsFamily::V6Only,
+                4 => DnsFamily::V4Preferred,
+                _ => DnsFamily::All,
             };
+            let times = (message.dns_refresh_rate.as_ref(), message.dns_jitter.as_ref());
+            let failure = message.dns_failure_refresh_rate.map(|rate| xds::cluster::RefreshRate {
+                base_interval: rate.base_interval,
+                max_interval: rate.max_interval,
+            });
+            let options = dns_options(cx, times, failure.as_ref(), message.respect_dns_ttl, family);
             let one = message.all_addresses_in_single_endpoint;
             Some((if one { Discovery::LogicalDns } else { Discovery::StrictDns }, options))
         }
@@ -177,6 +178,32 @@ fn custom_cluster(cx: &mut Context<'_>, message: &xds::cluster::CustomClusterTyp
             Some((found, DnsOptions::default()))
         }
         other => cx.refuse(format!("the cluster type {other} is not implemented")),
+    }
+}
+
+/// `times`: between lookups, and the jitter.
+fn dns_options(
+    cx: &mut Context<'_>,
+    times: (Option<&ProtoDuration>, Option<&ProtoDuration>),
+    failure: Option<&xds::cluster::RefreshRate>,
+    respect_ttl: bool,
+    family: DnsFamily,
+) -> DnsOptions {
+    let default = DnsOptions::default();
+    let after_failure = cx.optional("dns_failure_refresh_rate", failure, |cx, rate| {
+        let base = cx.required("base_interval", rate.base_interval.as_ref(), |_, base| Some(*base))?;
+        let base = cx.duration("base_interval", Some(&base)).filter(|base| !base.is_zero());
+        let max = cx.duration("max_interval", rate.max_interval.as_ref());
+        let base = base.or_else(|| cx.field("base_interval", |cx| cx.refuse("must be above zero")))?;
+        let max = max.unwrap_or_else(|| base.saturating_mul(10));
+        if max < base { cx.refuse("max_interval must be at least base_interval") } else { Some((base, max)) }
+    });
+    DnsOptions {
+        refresh: cx.duration("dns_refresh_rate", times.0).unwrap_or(default.refresh),
+        respect_ttl,
+        jitter: cx.duration("dns_jitter", times.1).unwrap_or_default(),
+        after_failure,
+        family,
     }
 }
 
@@ -217,7 +244,15 @@ fn lb_common(cx: &mut Context<'_>, message: &xds::Cluster) -> LbCommon {
             cx.field("common_lb_config.healthy_panic_threshold", |cx| cx.fault("must be from 0 to 100"));
         }
     }
-    common.locality_weighted = matches!(config.locality_config_specifier, Some(Kind::LocalityWeightedLbConfig(_)));
+    common.ignore_unchecked = config.ignore_new_hosts_until_first_hc;
+    match &config.locality_config_specifier {
+        Some(Kind::LocalityWeightedLbConfig(_)) => by_weight(&mut common),
+        Some(Kind::ZoneAwareLbConfig(zone)) => {
+            common.fail_on_panic = zone.fail_traffic_on_panic;
+            common.zone_aware = Some(zone_aware(zone.routing_enabled.as_ref(), zone.min_cluster_size.as_ref()));
+        }
+        None => {}
+    }
     if let Some(hashing) = &config.consistent_hashing_lb_config {
         common.hash_hostname = hashing.use_hostname_for_hashing;
         if hashing.hash_balance_factor.is_some() {
@@ -225,6 +260,20 @@ fn lb_common(cx: &mut Context<'_>, message: &xds::Cluster) -> LbCommon {
         }
     }
     common
+}
+
+/// Localities by weight and by place exclude each other.
+fn by_weight(common: &mut LbCommon) {
+    common.locality_weighted = true;
+    common.zone_aware = None;
+}
+
+fn zone_aware(enabled: Option<&Percent>, min_size: Option<&UInt64Value>) -> ZoneAware {
+    let default = ZoneAware::default();
+    ZoneAware {
+        enabled: enabled.map_or(default.enabled, |percent| percent.value),
+        min_size: min_size.map_or(default.min_size, |size| size.value),
+    }
 }
 
 #[allow(deprecated, reason = "The old fields are what most clusters still say")]
@@ -329,19 +378,23 @@ fn typed_lb(
             if message.hash_function > 1 {
                 return cx.refuse("only XX_HASH is implemented");
             }
-            common.locality_weighted |= message.locality_weighted_lb_config.is_some();
+            if message.locality_weighted_lb_config.is_some() {
+                by_weight(common);
+            }
             hashing(cx, message.consistent_hashing_lb_config.as_ref(), common);
             ring(cx, message.minimum_ring_size.map(|v| v.value), message.maximum_ring_size.map(|v| v.value))
         }
         "maglev.v3.Maglev" => {
             let message: lb::maglev::v3::Maglev = cx.unpack(any)?;
-            common.locality_weighted |= message.locality_weighted_lb_config.is_some();
+            if message.locality_weighted_lb_config.is_some() {
+                by_weight(common);
+            }
             hashing(cx, message.consistent_hashing_lb_config.as_ref(), common);
             maglev(cx, message.table_size.map(|v| v.value))
         }
         "wrr_locality.v3.WrrLocality" if depth == 0 => {
             let message: lb::wrr_locality::v3::WrrLocality = cx.unpack(any)?;
-            common.locality_weighted = true;
+            by_weight(common);
             cx.required("endpoint_picking_policy", message.endpoint_picking_policy.as_ref(), |cx, inner| {
                 typed_lb(cx, inner, common, depth + 1)
             })
@@ -354,7 +407,14 @@ fn typed_lb(
 fn locality(message: Option<&lb::common::v3::LocalityLbConfig>, common: &mut LbCommon) {
     use lb::common::v3::locality_lb_config::LocalityConfigSpecifier as Kind;
     let specifier = message.and_then(|message| message.locality_config_specifier.as_ref());
-    common.locality_weighted |= matches!(specifier, Some(Kind::LocalityWeightedLbConfig(_)));
+    match specifier {
+        Some(Kind::LocalityWeightedLbConfig(_)) => by_weight(common),
+        Some(Kind::ZoneAwareLbConfig(zone)) => {
+            common.fail_on_panic = zone.fail_traffic_on_panic;
+            common.zone_aware = Some(zone_aware(zone.routing_enabled.as_ref(), zone.min_cluster_size.as_ref()));
+        }
+        None => {}
+    }
 }
 
 fn hashing(cx: &mut Context<'_>, message: Option<&lb::common::v3::ConsistentHashingLbConfig>, common: &mut LbCommon) {
@@ -484,6 +544,7 @@ fn threshold_limits(cx: &mut Context<'_>, message: &xds::circuit_breakers::Thres
         requests: number(message.max_requests.as_ref(), default.requests),
         retries: number(message.max_retries.as_ref(), default.retries),
         budget,
+        track_remaining: message.track_remaining,
     }
 }
 
@@ -533,6 +594,7 @@ fn outlier(cx: &mut Context<'_>, message: &xds::OutlierDetection) -> Option<Outl
             .unwrap_or_default(),
         max_ejection_percent: percent(cx, "max_ejection_percent", message.max_ejection_percent.as_ref(), 10),
         always_eject_one: flag(message.always_eject_one_host.as_ref(), false),
+        pardon: flag(message.successful_active_health_check_uneject_host.as_ref(), true),
         enforcing_success_rate: percent(cx, "enforcing_success_rate", message.enforcing_success_rate.as_ref(), 100),
         success_rate_minimum_hosts: number(message.success_rate_minimum_hosts.as_ref(), 5),
         success_rate_request_volume: number(message.success_rate_request_volume.as_ref(), 100),

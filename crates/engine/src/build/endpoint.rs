@@ -115,6 +115,9 @@ fn endpoint(
         metadata,
         locality: Arc::default(),
         priority: 0,
+        check: cx.field("endpoint", |cx| {
+            cx.optional("health_check_config", host.health_check_config.as_ref(), super::health::endpoint)
+        }),
         state: known.get(&address).cloned().unwrap_or_default(),
         address,
     })

@@ -5,6 +5,7 @@ mod cluster;
 mod endpoint;
 mod ext_authz;
 mod filters;
+mod health;
 mod http;
 mod jwt;
 mod listener;

@@ -8,6 +8,7 @@ use http::StatusCode;
 use proto::envoy::config::core::v3 as core;
 use proto::envoy::config::route::v3 as xds;
 use proto::envoy::extensions::path::rewrite::uri_template::v3 as rewrite;
+use proto::envoy::extensions::retry::priority::previous_priorities::v3::PreviousPrioritiesConfig;
 
 use super::route::header_mutation;
 use super::value::{header, header_key, header_name, inline_bytes, runtime_fraction, substitution, template};
@@ -22,6 +23,7 @@ use crate::routes::{
 };
 
 const URI_REWRITE: &str = "envoy.extensions.path.rewrite.uri_template.v3.UriTemplateRewriteConfig";
+const PREVIOUS_PRIORITIES: &str = "envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig";
 const PREVIOUS_HOSTS: &str = "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate";
 /// Envoy's first back-off.
 const BASE_INTERVAL: Duration = Duration::from_millis(25);
@@ -219,7 +221,10 @@ fn hash_policy(cx: &mut Context<'_>, message: &xds::route_action::HashPolicy) ->
         Some(Kind::QueryParameter(rule)) => {
             cx.field("query_parameter", |cx| cx.needed("name", &rule.name)).map(HashSource::Query)?
         }
-        Some(Kind::FilterState(_)) => return cx.field("filter_state", |cx| cx.refuse("is not implemented")),
+        Some(Kind::FilterState(rule)) => {
+            cx.field("filter_state", |cx| cx.needed("key", &rule.key))?;
+            HashSource::FilterState
+        }
         None => return cx.refuse("a source is required"),
     };
     Some(HashPolicy { source, terminal: message.terminal })
@@ -230,9 +235,7 @@ pub(super) fn retry(cx: &mut Context<'_>, message: &xds::RetryPolicy) -> Option<
         Ok(on) => on,
         Err(word) => return cx.field("retry_on", |cx| cx.refuse(format!("{word:?} is no known condition"))),
     };
-    if message.retry_priority.is_some() {
-        cx.field("retry_priority", |cx| cx.fault("is not implemented"));
-    }
+    let previous_priorities = cx.optional("retry_priority", message.retry_priority.as_ref(), retry_priority);
     let previous_hosts = cx.list("retry_host_predicate", &message.retry_host_predicate, |cx, predicate| {
         use xds::retry_policy::retry_host_predicate::ConfigType;
         match &predicate.config_type {
@@ -253,6 +256,7 @@ pub(super) fn retry(cx: &mut Context<'_>, message: &xds::RetryPolicy) -> Option<
         on,
         num_retries: number(message.num_retries.as_ref(), 1),
         per_try_timeout: cx.limit("per_try_timeout", message.per_try_timeout.as_ref(), None),
+        per_try_idle_timeout: cx.limit("per_try_idle_timeout", message.per_try_idle_timeout.as_ref(), None),
         status_codes: cx.list("retriable_status_codes", &message.retriable_status_codes, |cx, code| {
             status(*code).map(|code| code.as_u16()).or_else(|| cx.refuse("is no HTTP status"))
         }),
@@ -267,7 +271,24 @@ pub(super) fn retry(cx: &mut Context<'_>, message: &xds::RetryPolicy) -> Option<
         ),
         previous_hosts: !previous_hosts.is_empty(),
         host_attempts: u32::try_from(message.host_selection_retry_max_attempts).unwrap_or(0).max(1),
+        previous_priorities,
     })
+}
+
+/// How often the priorities already tried are looked at.
+fn retry_priority(cx: &mut Context<'_>, message: &xds::retry_policy::RetryPriority) -> Option<u32> {
+    use xds::retry_policy::retry_priority::ConfigType;
+    let Some(ConfigType::TypedConfig(any)) = &message.config_type else {
+        return cx.refuse("typed_config is required");
+    };
+    if type_name(any) != PREVIOUS_PRIORITIES {
+        return cx.refuse("only previous_priorities is implemented");
+    }
+    let message: PreviousPrioritiesConfig = cx.unpack(any)?;
+    match u32::try_from(message.update_frequency) {
+        Ok(every @ 1..) => Some(every),
+        _ => cx.field("update_frequency", |cx| cx.refuse("must be at least 1")),
+    }
 }
 
 fn rate_limited(

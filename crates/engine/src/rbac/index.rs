@@ -1,7 +1,7 @@
 //! Finds the first matching policy without trying them all.
 //!
-//! Most policies can match only for certain exact client names or certain exact paths. Those are kept under these keys;
-//! the rest in a list. A lookup walks the lists that can match as one ordered list, so the answer is always that of
+//! Most policies can match only for certain client names, clients of certain namespaces, or certain paths or beginnings of
+//! paths. Those are kept under these keys; the rest in a list. A lookup walks the lists that can match as one ordered list, so the answer is always that of
 //! trying every policy in turn.
 
 use std::sync::Arc;
@@ -18,8 +18,25 @@ const SMALL: usize = 8;
 #[derive(Debug, Clone, Default)]
 pub(super) struct PolicyIndex {
     by_name: HashMap<Arc<str>, Vec<u32>>,
+    by_namespace: HashMap<Arc<str>, Vec<u32>>,
     by_path: HashMap<Arc<str>, Vec<u32>>,
+    by_prefix: HashMap<Arc<str>, Vec<u32>>,
+    /// Lengths of prefixes in use, ascending.
+    prefix_lengths: Vec<usize>,
     rest: Vec<u32>,
+}
+
+/// Something that a client or a request must have.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Key {
+    /// This name, exactly.
+    Name(Arc<str>),
+    /// A SPIFFE identity of this namespace.
+    Namespace(Arc<str>),
+    /// This path, exactly.
+    Path(Arc<str>),
+    /// A path that begins so.
+    Prefix(Arc<str>),
 }
 
 impl PolicyIndex {
@@ -31,28 +48,39 @@ impl PolicyIndex {
         let mut index = Self::default();
         for (at, policy) in policies.iter().enumerate() {
             let at = u32::try_from(at).ok()?;
-            if let Some(names) = union(&policy.principals, names) {
-                names.into_iter().for_each(|name| index.by_name.entry(name).or_default().push(at));
-            } else if let Some(paths) = union(&policy.permissions, paths) {
-                paths.into_iter().for_each(|path| index.by_path.entry(path).or_default().push(at));
-            } else {
-                index.rest.push(at);
+            let keys = union(&policy.principals, names).or_else(|| union(&policy.permissions, paths));
+            match keys {
+                Some(keys) => keys.into_iter().for_each(|key| index.list(key).push(at)),
+                None => index.rest.push(at),
             }
         }
         Some(index)
     }
 
+    fn list(&mut self, key: Key) -> &mut Vec<u32> {
+        match key {
+            Key::Name(name) => self.by_name.entry(name).or_default(),
+            Key::Namespace(name) => self.by_namespace.entry(name).or_default(),
+            Key::Path(path) => self.by_path.entry(path).or_default(),
+            Key::Prefix(prefix) => {
+                if let Err(place) = self.prefix_lengths.binary_search(&prefix.len()) {
+                    self.prefix_lengths.insert(place, prefix.len());
+                }
+                self.by_prefix.entry(prefix).or_default()
+            }
+        }
+    }
+
     /// The first policy that matches.
     pub(super) fn find<'p>(&self, policies: &'p [Policy], subject: &Subject<'_>) -> Option<&'p Policy> {
-        let peer = subject.connection.peer.as_deref().filter(|_| subject.connection.tls);
-        let names = peer.into_iter().flat_map(|peer| peer.uri_sans.iter().chain(&peer.dns_sans).chain([&peer.subject]));
-        // A TLS client without a certificate has the empty name.
-        let nameless = (subject.connection.tls && peer.is_none()).then_some("");
-        let keys = names.map(|name| &**name).chain(nameless);
-        let named = keys.filter_map(|name| self.by_name.get(name)).map(Vec::as_slice);
-        let path = subject.request.map(|facts| facts.path_only());
-        let mut lists: Vec<&[u32]> =
-            named.chain(path.and_then(|path| self.by_path.get(path)).map(Vec::as_slice)).collect();
+        let mut lists: Vec<&[u32]> = Vec::new();
+        self.of_client(subject, &mut lists);
+        if let Some(path) = subject.request.map(|facts| facts.path_only()) {
+            lists.extend(self.by_path.get(path).map(Vec::as_slice));
+            let fitting = self.prefix_lengths.iter().take_while(|length| **length <= path.len());
+            let prefixes = fitting.filter_map(|length| path.get(..*length));
+            lists.extend(prefixes.filter_map(|prefix| self.by_prefix.get(prefix)).map(Vec::as_slice));
+        }
         if lists.is_empty() {
             let rest = self.rest.iter().filter_map(|at| policies.get(*at as usize));
             return rest.into_iter().find(|policy| policy.matches(subject));
@@ -69,14 +97,31 @@ impl PolicyIndex {
             }
         }
     }
+
+    fn of_client<'i>(&'i self, subject: &Subject<'_>, lists: &mut Vec<&'i [u32]>) {
+        let peer = subject.connection.peer.as_deref().filter(|_| subject.connection.tls);
+        let names = peer.into_iter().flat_map(|peer| peer.uri_sans.iter().chain(&peer.dns_sans).chain([&peer.subject]));
+        // A TLS client without a certificate has the empty name.
+        let nameless = (subject.connection.tls && peer.is_none()).then_some("");
+        for name in names.map(|name| &**name).chain(nameless) {
+            lists.extend(self.by_name.get(name).map(Vec::as_slice));
+            let namespace = (!self.by_namespace.is_empty()).then(|| namespace_of(name)).flatten();
+            lists.extend(namespace.and_then(|namespace| self.by_namespace.get(namespace)).map(Vec::as_slice));
+        }
+    }
 }
 
-type Keys = Option<Vec<Arc<str>>>;
+type Keys = Option<Vec<Key>>;
 
 /// The names of which a client must have one; `None`: any client may do.
 fn names(rule: &Principal) -> Keys {
     match rule {
-        Principal::Authenticated(Some(matcher)) => exact(matcher),
+        Principal::Authenticated(Some(matcher)) => match &matcher.pattern {
+            StringPattern::Regex(pattern) => {
+                required_namespace(pattern.source()).map(|name| vec![Key::Namespace(name)])
+            }
+            _ => exact(matcher).map(|name| vec![Key::Name(name)]),
+        },
         Principal::And(all) => all.iter().filter_map(names).min_by_key(Vec::len),
         Principal::Or(any) => union(any, names),
         _ => None,
@@ -86,7 +131,10 @@ fn names(rule: &Principal) -> Keys {
 /// The paths of which a request must have one; `None`: any path may do.
 fn paths(rule: &Permission) -> Keys {
     match rule {
-        Permission::Path(matcher) => exact(matcher),
+        Permission::Path(matcher) => match &matcher.pattern {
+            StringPattern::Prefix(prefix) if !matcher.ignore_case => Some(vec![Key::Prefix(prefix.clone())]),
+            _ => exact(matcher).map(|path| vec![Key::Path(path)]),
+        },
         Permission::And(all) => all.iter().filter_map(paths).min_by_key(Vec::len),
         Permission::Or(any) => union(any, paths),
         _ => None,
@@ -95,15 +143,66 @@ fn paths(rule: &Permission) -> Keys {
 
 /// The keys of all alternatives together, if every one of them has such.
 fn union<T>(any: &[T], keys: fn(&T) -> Keys) -> Keys {
-    let mut all: Vec<Arc<str>> = any.iter().map(keys).collect::<Option<Vec<_>>>()?.into_iter().flatten().collect();
+    let mut all: Vec<Key> = any.iter().map(keys).collect::<Option<Vec<_>>>()?.into_iter().flatten().collect();
     all.sort_unstable();
     all.dedup();
     Some(all)
 }
 
-fn exact(matcher: &StringMatcher) -> Keys {
+fn exact(matcher: &StringMatcher) -> Option<Arc<str>> {
     match &matcher.pattern {
-        StringPattern::Exact(text) if !matcher.ignore_case => Some(vec![text.clone()]),
+        StringPattern::Exact(text) if !matcher.ignore_case => Some(text.clone()),
         _ => None,
+    }
+}
+
+/// How control planes write "of this namespace".
+const ANY_DOMAIN: &str = "spiffe://[^/]+/ns/";
+
+/// The namespace of every name that an expression matches, where it plainly says so.
+fn required_namespace(expression: &str) -> Option<Arc<str>> {
+    let rest = expression.strip_prefix(ANY_DOMAIN)?;
+    // Alternatives could be of another kind.
+    let (literal, _) = rest.split_once("/sa/").filter(|_| !expression.contains('|'))?;
+    let mut plain = String::new();
+    let mut letters = literal.chars();
+    while let Some(letter) = letters.next() {
+        match letter {
+            '\\' => plain.push(letters.next().filter(|escaped| "-._".contains(*escaped))?),
+            _ if letter.is_ascii_alphanumeric() || letter == '-' || letter == '_' => plain.push(letter),
+            _ => return None,
+        }
+    }
+    Some(plain.into())
+}
+
+/// The namespace of a SPIFFE identity.
+fn namespace_of(name: &str) -> Option<&str> {
+    let (_, rest) = name.strip_prefix("spiffe://")?.split_once("/ns/")?;
+    rest.split_once('/').map(|(namespace, _)| namespace)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_namespace_is_read_only_where_it_is_sure() {
+        let namespace = |expression: &str| required_namespace(expression).map(|name| name.to_string());
+        assert_eq!(namespace("spiffe://[^/]+/ns/shop/sa/.+").as_deref(), Some("shop"));
+        assert_eq!(namespace(r"spiffe://[^/]+/ns/shop\-1/sa/web").as_deref(), Some("shop-1"));
+        for unsure in [
+            "spiffe://[^/]+/ns/shop.*/sa/.+",
+            "spiffe://[^/]+/ns/shop/sa/.+|.*",
+            "spiffe://[^/]+/ns/(shop)/sa/.+",
+            "spiffe://[^/]+/ns/shop?/sa/.+",
+            "spiffe://[^/]+/ns/shop",
+            "spiffe://td/ns/shop/sa/.+",
+            r"spiffe://[^/]+/ns/sho\p/sa/.+",
+        ] {
+            assert_eq!(namespace(unsure), None, "{unsure}");
+        }
+        assert_eq!(namespace_of("spiffe://td/ns/shop/sa/web"), Some("shop"));
+        assert_eq!(namespace_of("spiffe://td/web"), None);
     }
 }

@@ -217,6 +217,9 @@ fn policy() -> impl Strategy<Value = String> {
         "[ab]{1,2}".prop_map(|name| format!("{{authenticated: {{principal_name: {{exact: {name:?}}}}}}}")),
         "[ab]".prop_map(|name| format!("{{or_ids: {{ids: [{{authenticated: {{principal_name: {{exact: {name:?}}}}}}}, {{authenticated: {{principal_name: {{exact: ab}}}}}}]}}}}")),
         "[ab]".prop_map(|name| format!("{{authenticated: {{principal_name: {{exact: {name:?}, ignore_case: true}}}}}}")),
+        "[ab]".prop_map(|name| format!(
+            "{{authenticated: {{principal_name: {{safe_regex: {{regex: 'spiffe://[^/]+/ns/{name}/sa/.+'}}}}}}}}"
+        )),
         "[ab]".prop_map(|name| format!("{{not_id: {{authenticated: {{principal_name: {{exact: {name:?}}}}}}}}}")),
     ];
     (permission, principal)
@@ -233,7 +236,7 @@ proptest! {
         let engine::http_manager::HttpFilterKind::Rbac(rbac) = &manager.filters[0].kind else { panic!("rbac") };
         let rules = rbac.rules.as_ref().unwrap();
         for path in ["/a", "/b", "/ab", "/c"] {
-            let asks = [Some("a"), Some("b"), Some("ab"), Some("A"), None];
+            let asks = [Some("a"), Some("b"), Some("ab"), Some("A"), Some("spiffe://td/ns/a/sa/x"), None];
             for ask in asks.map(|name| name.map_or_else(|| Ask::new(&format!("GET x{path}")), |name| Ask::new(&format!("GET x{path}")).by(name))) {
                 let facts = ask.facts();
                 let subject = Subject::request(&facts);

@@ -3,8 +3,10 @@
 mod authorization;
 mod external;
 mod filters;
+mod growth;
 mod heads;
 mod plans;
 mod routing;
+mod sizes;
 mod tokens;
 mod world;

@@ -162,11 +162,12 @@ fn aliases_cannot_grow_without_bound() {
 
 #[test]
 fn a_refused_field_of_a_bootstrap_is_named_with_its_place() {
-    let text = "static_resources:\n  clusters:\n  - name: a\n    health_checks:\n    - timeout: 1s\n";
-    let faults = parse_bootstrap(text, Format::Yaml).expect_err("health checks are refused");
+    let text =
+        "static_resources:\n  clusters:\n  - name: a\n    health_checks:\n    - custom_health_check: {name: x}\n";
+    let faults = parse_bootstrap(text, Format::Yaml).expect_err("other checks are refused");
     assert_eq!(faults.len(), 1);
-    assert_eq!(faults[0].path, "static_resources.clusters[0].health_checks[0]");
-    assert_eq!((faults[0].line, faults[0].column), (5, 7));
+    assert_eq!(faults[0].path, "static_resources.clusters[0].health_checks[0].custom_health_check");
+    assert_eq!((faults[0].line, faults[0].column), (5, 28));
 }
 
 #[test]

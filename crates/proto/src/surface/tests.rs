@@ -87,7 +87,7 @@ fn a_field_number_that_nobody_knows_is_refused() {
 fn a_type_outside_the_table_is_refused() {
     assert!(!check_any("type.googleapis.com/nobody.Knows", b"").is_acceptable());
     assert!(!check_any("type.googleapis.com/envoy.config.route.v3.HedgePolicy", b"").is_acceptable());
-    assert_eq!(refused(type_url::CLUSTER, "name: a\nhealth_checks: [{timeout: 1s}]").len(), 1);
+    assert_eq!(refused(type_url::CLUSTER, "name: a\npreconnect_policy: {predictive_preconnect_ratio: 1.5}").len(), 1);
 }
 
 #[test]

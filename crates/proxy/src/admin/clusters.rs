@@ -90,16 +90,20 @@ fn counters(endpoint: &Endpoint) -> [(&'static str, u64); 9] {
 
 /// Envoy's health flags; `healthy` for none.
 fn health_flags(endpoint: &Endpoint) -> String {
-    let mut flags = String::new();
-    if endpoint.state.outlier.is_ejected() {
-        flags.push_str("/failed_outlier_check");
-    }
-    flags.push_str(match endpoint.health {
-        HealthStatus::Healthy => "",
-        HealthStatus::Unhealthy => "/failed_eds_health",
-        HealthStatus::Draining => "/eds_status_draining",
-        HealthStatus::Degraded => "/degraded_eds_health",
-    });
+    let checks = &endpoint.state.health;
+    let flags: String = [
+        (checks.is_failed(), "/failed_active_hc"),
+        (endpoint.state.outlier.is_ejected(), "/failed_outlier_check"),
+        (endpoint.health == HealthStatus::Unhealthy, "/failed_eds_health"),
+        (checks.is_degraded(), "/degraded_active_hc"),
+        (endpoint.health == HealthStatus::Degraded, "/degraded_eds_health"),
+        (checks.is_pending(), "/pending_active_hc"),
+        (checks.is_timed_out(), "/active_hc_timeout"),
+        (endpoint.health == HealthStatus::Draining, "/eds_status_draining"),
+    ]
+    .into_iter()
+    .filter_map(|(set, word)| set.then_some(word))
+    .collect();
     if flags.is_empty() { "healthy".to_owned() } else { flags }
 }
 
@@ -195,10 +199,18 @@ fn host_json(endpoint: &Endpoint) -> Value {
             stat.into()
         })
         .collect();
-    let mut health = serde_json::Map::new();
-    if endpoint.state.outlier.is_ejected() {
-        health.insert("failed_outlier_check".to_owned(), true.into());
-    }
+    let checks = &endpoint.state.health;
+    let mut health: serde_json::Map<String, Value> = [
+        (checks.is_failed(), "failed_active_health_check"),
+        (endpoint.state.outlier.is_ejected(), "failed_outlier_check"),
+        (checks.is_degraded(), "failed_active_degraded_check"),
+        (checks.is_pending(), "pending_active_hc"),
+        (checks.is_timed_out(), "active_hc_timeout"),
+    ]
+    .into_iter()
+    .filter(|(set, _)| *set)
+    .map(|(_, word)| (word.to_owned(), true.into()))
+    .collect();
     let status = match endpoint.health {
         HealthStatus::Healthy => "HEALTHY",
         HealthStatus::Unhealthy => "UNHEALTHY",

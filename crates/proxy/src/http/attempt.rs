@@ -60,6 +60,8 @@ pub struct Clock {
     pub(super) started: Instant,
     pub(super) timeout: Option<Duration>,
     pub(super) idle: Option<Duration>,
+    /// How long an attempt may bring nothing (`per_try_idle_timeout`).
+    pub(super) try_idle: Option<Duration>,
     pub(super) life: Option<Instant>,
     pub(super) arrival: Option<Instant>,
     pub(super) source: Option<SharedSource>,
@@ -200,7 +202,8 @@ impl Exchange {
         let policy = action.and_then(|action| action.retry.as_deref());
         let priority = action.map_or(Priority::Default, |action| action.priority);
         let mut retries = letter.retries.clone();
-        let clock = self.clock(forward);
+        let mut clock = self.clock(forward);
+        clock.try_idle = policy.as_ref().and_then(|policy| policy.per_try_idle_timeout);
         let mut tried = Vec::new();
         let mut retry_slot = None;
         loop {
@@ -241,7 +244,7 @@ impl Exchange {
             drop(result);
             self.shared.worker.tally.cluster(&forward.cluster).upstream_rq_retry.inc();
             tried.push(endpoint);
-            limited(sleep(after), Limits { per_try: None, idle: None }, &clock).await?;
+            limited(sleep(after), Limits { per_try: None, idle: (None, Kind::Timeout) }, &clock).await?;
             self.now = Instant::now();
         }
     }
@@ -259,6 +262,7 @@ impl Exchange {
             hash: forward.hash,
             tried,
             avoid_attempts: avoid.map_or(0, |policy| policy.host_attempts),
+            priorities_every: policy.and_then(|policy| policy.previous_priorities).unwrap_or(0),
         };
         let worker = &self.shared.worker;
         cluster.balancer.pick(request, worker.shared.at(self.now), &mut worker.dice.borrow_mut())
@@ -289,8 +293,13 @@ impl Exchange {
             upgrade: letter.upgrade.is_some(),
         };
         let began = self.now;
-        let limits =
-            Limits { per_try: per_try.map(|limit| began + limit), idle: clock.idle.map(|limit| began + limit) };
+        let at = |limit: Option<Duration>| limit.map(|limit| began + limit);
+        let idle = if clock.try_idle.is_some_and(|limit| clock.idle.is_none_or(|idle| limit < idle)) {
+            (at(clock.try_idle), Kind::PerTryIdle)
+        } else {
+            (at(clock.idle), Kind::Timeout)
+        };
+        let limits = Limits { per_try: at(per_try), idle };
         for _ in 0..UNSENT_TRIES {
             let way = limited(reach(&worker, want), limits, clock).await??;
             self.note_link(&way);
@@ -304,7 +313,7 @@ impl Exchange {
                     let record = &mut self.record;
                     record.response_begun = Some(self.now.duration_since(self.began));
                     record.upstream.service_time = Some(self.now.duration_since(began));
-                    return Ok(Answer { response, way, clock: clock.clone() });
+                    return Ok(Answer { response, way, clock: clock.of_body() });
                 }
                 Sent::Returned(returned) if way.reused && (returned.is_some() || self.is_whole()) => {
                     let again = || self.source.as_ref().map_or(UpBody::Empty, UpBody::attempt);
@@ -356,7 +365,9 @@ impl Exchange {
             Ok(answer) => outlier::Report::Status(answer.response.status().as_u16()),
             Err(failure) => match failure.kind {
                 Kind::ConnectFailure => outlier::Report::ConnectFailure,
-                Kind::ConnectTimeout | Kind::PerTryTimeout | Kind::Timeout => outlier::Report::Timeout,
+                Kind::ConnectTimeout | Kind::PerTryTimeout | Kind::PerTryIdle | Kind::Timeout => {
+                    outlier::Report::Timeout
+                }
                 Kind::Termination | Kind::RemoteReset | Kind::RefusedStream | Kind::Protocol => outlier::Report::Reset,
                 Kind::Overflow | Kind::NoHealthyUpstream | Kind::Downstream => return,
             },
@@ -395,7 +406,9 @@ impl Exchange {
                     retries.on_failure(policy, retry::Failure::Reset, &mut dice)
                 }
                 Kind::RefusedStream => retries.on_failure(policy, retry::Failure::RefusedStream, &mut dice),
-                Kind::PerTryTimeout => retries.on_failure(policy, retry::Failure::PerTryTimeout, &mut dice),
+                Kind::PerTryTimeout | Kind::PerTryIdle => {
+                    retries.on_failure(policy, retry::Failure::PerTryTimeout, &mut dice)
+                }
                 Kind::Overflow => retries.on_failure(policy, retry::Failure::Overflow, &mut dice),
                 Kind::Timeout | Kind::NoHealthyUpstream | Kind::Downstream => Next::Finish(Why::NotRetriable),
             },
@@ -450,7 +463,8 @@ fn failure_of(error: &hyper::Error) -> Failure {
 #[derive(Debug, Clone, Copy)]
 struct Limits {
     per_try: Option<Instant>,
-    idle: Option<Instant>,
+    /// And what it means.
+    idle: (Option<Instant>, Kind),
 }
 
 /// Runs a step of an attempt under the limits of the attempt and of the whole exchange.
@@ -464,6 +478,12 @@ async fn limited<F: Future>(step: F, limits: Limits, clock: &Clock) -> Result<F:
 }
 
 impl Clock {
+    /// The limits of an answer's body: the attempt's idle limit goes on, there is no other attempt any more.
+    fn of_body(&self) -> Self {
+        let idle = [self.idle, self.try_idle].into_iter().flatten().min();
+        Self { idle, ..self.clone() }
+    }
+
     /// Ready when the first of the limits is reached, and says which.
     fn poll_out(&self, limits: Limits, cx: &mut Context<'_>) -> Poll<Kind> {
         let arriving = self.source.as_ref().is_some_and(|source| source.borrow_mut().poll_ended(cx).is_pending());
@@ -472,7 +492,7 @@ impl Clock {
         let first = if arriving {
             earliest([per_try, life, (self.arrival, Kind::Timeout), (None, Kind::Timeout)])
         } else {
-            earliest([(self.timeout_at(), Kind::Timeout), per_try, life, (limits.idle, Kind::Timeout)])
+            earliest([(self.timeout_at(), Kind::Timeout), per_try, life, limits.idle])
         };
         let Some((at, kind)) = first else { return Poll::Pending };
         ready!(self.alarm.borrow_mut().poll(at, cx));

@@ -204,7 +204,7 @@ impl Exchange {
         // Streams of HTTP/2 run at the same time; requests of HTTP/1 follow each other and share one timer.
         let alarm = if self.shared.h2 { Rc::default() } else { Rc::clone(&self.shared.alarm) };
         let (started, timeout, source) = (self.now, forward.timeout, self.source.clone());
-        Clock { started, timeout, idle, life, arrival, source, alarm }
+        Clock { started, timeout, idle, try_idle: None, life, arrival, source, alarm }
     }
 
     /// Where the request goes, with its head as the upstream gets it.

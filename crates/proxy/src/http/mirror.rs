@@ -79,7 +79,7 @@ impl Copy {
                 UpBody::ready(chunks)
             }
         };
-        let request = balance::Request { hash: self.hash, tried: &[], avoid_attempts: 0 };
+        let request = balance::Request { hash: self.hash, ..balance::Request::default() };
         let now = self.worker.shared.now();
         let picked = self.cluster.balancer.pick(request, now, &mut self.worker.dice.borrow_mut());
         let Some(endpoint) = picked else { return };

@@ -148,6 +148,7 @@ fn endpoint(at: &str) -> Arc<engine::Endpoint> {
         metadata: Arc::default(),
         locality: Arc::default(),
         priority: 0,
+        check: None,
         state: Arc::default(),
     })
 }

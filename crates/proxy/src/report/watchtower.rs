@@ -4,7 +4,7 @@ use std::io;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use engine::circuit::Resource;
+use engine::circuit::{Limits as CircuitLimits, Resource, Usage};
 use engine::endpoint::HealthStatus;
 use engine::routes::Priority;
 use engine::{Cluster, Plan};
@@ -243,20 +243,24 @@ fn visit_cluster(cluster: &Cluster, visit: &mut dyn FnMut(Stat)) {
     use std::sync::atomic::Ordering::Relaxed;
     let name = cluster.config.alt_stat_name.as_ref().unwrap_or(&cluster.config.name);
     let [mut healthy, mut degraded, mut excluded, mut active, mut opened, mut failed] = [0_u64; 6];
+    let [mut well, mut spared] = [0_u64; 2];
     for endpoint in cluster.endpoints.iter() {
         match endpoint.health {
             _ if endpoint.is_healthy() => healthy += 1,
-            HealthStatus::Degraded => degraded += 1,
+            _ if endpoint.is_degraded() => degraded += 1,
             _ => excluded += u64::from(endpoint.health == HealthStatus::Draining),
         }
+        let checks = &endpoint.state.health;
+        well += u64::from(cluster.config.health_check.is_some() && !checks.is_failed());
+        spared += u64::from(checks.is_degraded());
         active += u64::from(endpoint.state.connections.load(Relaxed));
         opened += endpoint.state.connections_total.load(Relaxed);
         failed += endpoint.state.connect_failures.load(Relaxed);
     }
     let usage = cluster.state.usage(Priority::Default);
-    let limits = &cluster.config.limits;
-    let open = |resource, limit: u32| Value::Gauge(u64::from(usage.count(resource) >= limit));
     for (field, value) in [
+        ("health_check.healthy", Value::Gauge(well)),
+        ("health_check.degraded", Value::Gauge(spared)),
         ("membership_total", Value::Gauge(cluster.endpoints.len() as u64)),
         ("membership_healthy", Value::Gauge(healthy)),
         ("membership_degraded", Value::Gauge(degraded)),
@@ -266,12 +270,46 @@ fn visit_cluster(cluster: &Cluster, visit: &mut dyn FnMut(Stat)) {
         ("upstream_cx_connect_fail", Value::Counter(failed)),
         ("upstream_rq_active", Value::Gauge(u64::from(usage.count(Resource::Requests)))),
         ("upstream_rq_pending_active", Value::Gauge(u64::from(usage.count(Resource::Pending)))),
-        ("circuit_breakers.default.cx_open", open(Resource::Connections, limits.connections)),
-        ("circuit_breakers.default.rq_open", open(Resource::Requests, limits.requests)),
-        ("circuit_breakers.default.rq_pending_open", open(Resource::Pending, limits.pending)),
-        ("circuit_breakers.default.rq_retry_open", open(Resource::Retries, limits.retries)),
     ] {
         visit(cluster_stat(name, field, value));
+    }
+    for (priority, limits, words) in [
+        (Priority::Default, &cluster.config.limits, DEFAULT_CIRCUITS),
+        (Priority::High, &cluster.config.limits_high, HIGH_CIRCUITS),
+    ] {
+        visit_circuits(name, cluster.state.usage(priority), limits, &words, visit);
+    }
+}
+
+/// What a circuit limit is called: whether it is reached, and how much is left.
+type Circuits = [(Resource, &'static str, &'static str); 4];
+
+const DEFAULT_CIRCUITS: Circuits = [
+    (Resource::Connections, "circuit_breakers.default.cx_open", "circuit_breakers.default.remaining_cx"),
+    (Resource::Pending, "circuit_breakers.default.rq_pending_open", "circuit_breakers.default.remaining_pending"),
+    (Resource::Requests, "circuit_breakers.default.rq_open", "circuit_breakers.default.remaining_rq"),
+    (Resource::Retries, "circuit_breakers.default.rq_retry_open", "circuit_breakers.default.remaining_retries"),
+];
+const HIGH_CIRCUITS: Circuits = [
+    (Resource::Connections, "circuit_breakers.high.cx_open", "circuit_breakers.high.remaining_cx"),
+    (Resource::Pending, "circuit_breakers.high.rq_pending_open", "circuit_breakers.high.remaining_pending"),
+    (Resource::Requests, "circuit_breakers.high.rq_open", "circuit_breakers.high.remaining_rq"),
+    (Resource::Retries, "circuit_breakers.high.rq_retry_open", "circuit_breakers.high.remaining_retries"),
+];
+
+fn visit_circuits(
+    name: &Arc<str>,
+    usage: &Usage,
+    limits: &CircuitLimits,
+    words: &Circuits,
+    visit: &mut dyn FnMut(Stat),
+) {
+    for (resource, open, remaining) in words {
+        let (now, most) = (usage.count(*resource), limits.most(*resource, usage));
+        visit(cluster_stat(name, open, Value::Gauge(u64::from(now >= most))));
+        if limits.track_remaining {
+            visit(cluster_stat(name, remaining, Value::Gauge(u64::from(most.saturating_sub(now)))));
+        }
     }
 }
 

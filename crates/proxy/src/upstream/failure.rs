@@ -37,6 +37,8 @@ pub enum Kind {
     Protocol,
     /// The attempt took longer than its limit.
     PerTryTimeout,
+    /// Nothing came from the attempt for longer than its limit.
+    PerTryIdle,
     /// The exchange took longer than its limit.
     Timeout,
     /// No endpoint can take the request.
@@ -85,6 +87,7 @@ impl Failure {
             Kind::RemoteReset | Kind::RefusedStream => Flags::UPSTREAM_REMOTE_RESET,
             Kind::Protocol => Flags::UPSTREAM_PROTOCOL_ERROR,
             Kind::PerTryTimeout | Kind::Timeout => Flags::UPSTREAM_REQUEST_TIMEOUT,
+            Kind::PerTryIdle => Flags::STREAM_IDLE_TIMEOUT,
             Kind::NoHealthyUpstream => Flags::NO_HEALTHY_UPSTREAM,
             Kind::Downstream => Flags::DOWNSTREAM_CONNECTION_TERMINATION,
         }
@@ -93,7 +96,7 @@ impl Failure {
     /// The status of the answer that the proxy makes of it.
     pub fn status(&self) -> StatusCode {
         match self.kind {
-            Kind::PerTryTimeout | Kind::Timeout => StatusCode::GATEWAY_TIMEOUT,
+            Kind::PerTryTimeout | Kind::PerTryIdle | Kind::Timeout => StatusCode::GATEWAY_TIMEOUT,
             Kind::Protocol => StatusCode::BAD_GATEWAY,
             Kind::Downstream => StatusCode::BAD_REQUEST,
             _ => StatusCode::SERVICE_UNAVAILABLE,
@@ -117,7 +120,7 @@ impl Failure {
     pub fn body(&self, retried: bool) -> String {
         match self.kind {
             Kind::Downstream => String::new(),
-            Kind::PerTryTimeout | Kind::Timeout => "upstream request timeout".to_owned(),
+            Kind::PerTryTimeout | Kind::PerTryIdle | Kind::Timeout => "upstream request timeout".to_owned(),
             Kind::NoHealthyUpstream => "no healthy upstream".to_owned(),
             _ => {
                 let prefix = if retried { "retried and the latest reset reason: " } else { "reset reason: " };
@@ -132,6 +135,7 @@ impl Failure {
     pub fn details(&self) -> String {
         match self.kind {
             Kind::PerTryTimeout => "upstream_per_try_timeout".to_owned(),
+            Kind::PerTryIdle => "upstream_per_try_idle_timeout".to_owned(),
             Kind::Timeout => "response_timeout".to_owned(),
             Kind::NoHealthyUpstream => "no_healthy_upstream".to_owned(),
             Kind::Downstream => "downstream_remote_disconnect".to_owned(),

@@ -17,6 +17,7 @@ pub fn endpoint(address: SocketAddr, port: Option<u16>) -> Arc<Endpoint> {
         metadata: Arc::default(),
         locality: Arc::new(Locality::default()),
         priority: 0,
+        check: None,
         state: Arc::new(EndpointState::default()),
     })
 }

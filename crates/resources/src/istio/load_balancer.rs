@@ -2,35 +2,36 @@
 
 use std::time::Duration;
 
-use model::destination::{BalancerKind, HashOn, HashTable, LoadBalancer};
+use model::destination::{BalancerKind, HashOn, HashTable, LoadBalancer, Warmup};
 
+use super::locality_balancing;
 use crate::codes;
 use crate::field::{Field, Object};
-use crate::node::Value;
 
 const HASHES: [&str; 4] = ["httpHeaderName", "httpCookie", "useSourceIp", "httpQueryParameterName"];
 
-/// Reads the load balancer; `None` where nothing but a switched-off locality setting is said.
+/// Reads the load balancer; `None` where nothing is said.
 pub(super) fn read(field: &Field<'_>) -> Option<LoadBalancer> {
     let object = field.object();
     if let (Some(simple), Some(hash)) = (object.get("simple"), object.get("consistentHash")) {
         hash.error_at_key(codes::BALANCER, "`simple` and `consistentHash` exclude each other")
             .also(simple.key_span(), "given here as well");
     }
-    for name in ["localityLbSetting", "zoneAwareLbSetting"] {
-        locality(&object, name);
-    }
+    object.refuse("zoneAwareLbSetting", "write localityLbSetting");
+    let locality = object.get("localityLbSetting").map(|field| locality_balancing::read(&field));
     object.at_most_one(&["warmup", "warmupDurationSecs"]);
     let old = object.get("warmupDurationSecs").map(|field| {
         field.warn(codes::DEPRECATED, "`warmupDurationSecs` is deprecated").help("write warmup: {duration: ...}");
-        field.positive_duration()
+        Warmup { duration: field.positive_duration(), ..Warmup::LINEAR }
     });
     let warmup = object.get("warmup").map(|field| warmup(&field)).or(old);
     let simple = object.get("simple").and_then(|field| simple(&field));
     let hash = object.get("consistentHash").map(|field| consistent_hash(&field));
-    match (hash.or(simple), warmup) {
-        (None, None) => None,
-        (kind, warmup) => Some(LoadBalancer { kind: kind.unwrap_or(BalancerKind::LeastRequest), warmup }),
+    match (hash.or(simple), warmup, locality) {
+        (None, None, None) => None,
+        (kind, warmup, locality) => {
+            Some(LoadBalancer { kind: kind.unwrap_or(BalancerKind::LeastRequest), warmup, locality })
+        }
     }
 }
 
@@ -55,31 +56,20 @@ fn simple(field: &Field<'_>) -> Option<BalancerKind> {
     })
 }
 
-/// Only switched off it does nothing.
-fn locality(object: &Object<'_>, name: &'static str) {
-    let Some(field) = object.get(name) else { return };
-    if !matches!(field.node.entry("enabled").map(|entry| &entry.node.value), Some(Value::Bool(false))) {
-        object.refuse(name, "endpoints are not preferred by locality");
-    }
-}
-
-fn warmup(field: &Field<'_>) -> Duration {
+fn warmup(field: &Field<'_>) -> Warmup {
+    /// More would only be a mistake.
+    const STEEPEST: f64 = 1000.0;
     let object = field.object();
-    let duration = object.need("duration").map(|field| field.positive_duration());
-    // The defaults are what takes effect; anything else would be another promise.
-    let fixed: [(&'static str, f64, f64, f64); 2] =
-        [("minimumPercent", 0.0, 100.0, 10.0), ("aggression", 1.0, f64::MAX, 1.0)];
-    for (name, low, high, default) in fixed {
-        if let Some(field) = object.get(name) {
-            let value = field.decimal(low, high);
-            // Out of range is reported already.
-            let inside = value > low && value < high;
-            if inside && (value - default).abs() > f64::EPSILON {
-                object.refuse(name, &format!("it is always {default}"));
-            }
-        }
+    let thousandths = |name, low, high, default| {
+        let value = object.get(name).map(|field| (field.decimal(low, high) * 1000.0).round() as u32);
+        value.unwrap_or(default)
+    };
+    let none = Warmup::LINEAR;
+    Warmup {
+        duration: object.need("duration").map(|field| field.positive_duration()).unwrap_or_default(),
+        minimum: thousandths("minimumPercent", 0.0, 100.0, none.minimum),
+        aggression: thousandths("aggression", 1.0, STEEPEST, none.aggression),
     }
-    duration.unwrap_or_default()
 }
 
 fn consistent_hash(field: &Field<'_>) -> BalancerKind {
@@ -109,11 +99,22 @@ fn consistent_hash(field: &Field<'_>) -> BalancerKind {
 
 fn hash_cookie(field: &Field<'_>) -> HashOn {
     let object = field.object();
-    object.refuse("attributes", "cookies are made with name, path and ttl alone");
+    let attribute = |field: &Field<'_>| {
+        let object = field.object();
+        let name = object.need("name").map(|field| field.filled()).unwrap_or_default();
+        (name, object.get("value").map(|field| field.text()).unwrap_or_default())
+    };
     HashOn::Cookie {
         name: object.need("name").map(|field| field.filled()).unwrap_or_default(),
         path: object.get("path").map(|field| field.text()).unwrap_or_default(),
         ttl: object.get("ttl").map(|field| field.duration(Duration::ZERO)),
+        attributes: object
+            .get("attributes")
+            .map(|field| field.items())
+            .unwrap_or_default()
+            .iter()
+            .map(attribute)
+            .collect(),
     }
 }
 

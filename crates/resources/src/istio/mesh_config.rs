@@ -5,7 +5,7 @@ use std::time::Duration;
 use model::MeshConfig;
 use model::mesh::{AccessLogConfig, PathNormalization};
 
-use super::{extension_providers, retries};
+use super::{extension_providers, locality_balancing, retries};
 use crate::codes;
 use crate::field::{Field, Object};
 
@@ -45,7 +45,6 @@ const NO_EFFECT: &[&str] = &[
 pub(crate) fn read(object: &Object<'_>) -> MeshConfig {
     let defaults = MeshConfig::default();
     object.refuse("caCertificates", "the mesh trusts its own certificate authority alone");
-    object.refuse("localityLbSetting", "endpoints are not preferred by locality");
     for field in object.given(NO_EFFECT) {
         field.warn(codes::NO_EFFECT, format!("`{}` has no effect", field.name()));
     }
@@ -68,6 +67,7 @@ pub(crate) fn read(object: &Object<'_>) -> MeshConfig {
             .get("pathNormalization")
             .and_then(|field| path_normalization(&field))
             .unwrap_or(PathNormalization::Base),
+        locality: object.get("localityLbSetting").map(|field| locality_balancing::read(&field)).unwrap_or_default(),
         default_retry: object.get("defaultHttpRetryPolicy").map(|field| retries::read(&field)),
         access_log: access_log(object),
         authorizers: object

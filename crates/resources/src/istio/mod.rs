@@ -10,6 +10,7 @@ mod http_match;
 mod http_rule;
 mod l4_rule;
 mod load_balancer;
+mod locality_balancing;
 pub(crate) mod mesh_config;
 pub(crate) mod peer_authentication;
 mod policy_rule;

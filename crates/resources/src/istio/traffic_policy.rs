@@ -2,13 +2,17 @@
 
 use std::collections::HashMap;
 
-use model::destination::{ClientTls, ConnectionPool, OutlierDetection, TcpKeepalive, TlsMode, TrafficPolicy};
+use model::destination::{
+    ClientTls, ConnectionPool, OutlierDetection, RetryBudget, TcpKeepalive, TlsMode, TrafficPolicy,
+};
 
 use super::load_balancer;
 use crate::codes;
 use crate::field::{Field, Object};
 
 const PARTS: [&str; 4] = ["loadBalancer", "connectionPool", "outlierDetection", "tls"];
+/// Envoy's defaults of a retry budget: thousandths of a per cent, and retries that are always allowed.
+const BUDGET: (u32, u32) = (20_000, 3);
 
 /// Reads a traffic policy.
 pub(super) fn read(field: &Field<'_>) -> TrafficPolicy {
@@ -18,8 +22,13 @@ pub(super) fn read(field: &Field<'_>) -> TrafficPolicy {
     }
     object.refuse("tunnel", "traffic cannot be tunnelled through a proxy");
     object.refuse("proxyProtocol", "the PROXY protocol is not sent to destinations");
-    object.refuse("retryBudget", "limit retries with connectionPool.http.maxRetries");
     let mut policy = parts(&object);
+    policy.retry_budget = object.get("retryBudget").map(|field| {
+        let budget = field.object();
+        let percent = budget.get("percent").map(|field| (field.decimal(0.0, 100.0) * 1000.0).round() as u32);
+        let minimum = budget.get("minRetryConcurrency").map(|field| field.count());
+        RetryBudget { share: percent.unwrap_or(BUDGET.0), minimum: minimum.unwrap_or(BUDGET.1) }
+    });
     let mut seen = HashMap::new();
     for item in object.get("portLevelSettings").map(|field| field.items()).unwrap_or_default() {
         let settings = item.object();
@@ -40,13 +49,24 @@ pub(super) fn read(field: &Field<'_>) -> TrafficPolicy {
 }
 
 fn parts(object: &Object<'_>) -> TrafficPolicy {
-    TrafficPolicy {
+    let policy = TrafficPolicy {
         load_balancer: object.get("loadBalancer").and_then(|field| load_balancer::read(&field)),
         connection_pool: object.get("connectionPool").map(|field| connection_pool(&field)),
         outlier: object.get("outlierDetection").map(|field| outlier(&field)),
         tls: object.get("tls").map(|field| tls(&field)),
+        retry_budget: None,
         ports: Vec::new(),
+    };
+    let locality = policy.load_balancer.as_ref().and_then(|balancer| balancer.locality.as_ref());
+    let fails_over = locality.is_some_and(|locality| {
+        !locality.off && !(locality.failover.is_empty() && locality.failover_priority.is_empty())
+    });
+    if let (true, None, Some(field)) = (fails_over, &policy.outlier, object.get("loadBalancer")) {
+        field
+            .warn(codes::NO_EFFECT, "failover has no effect without `outlierDetection`: nobody would be found to fail")
+            .help("add outlierDetection beside it");
     }
+    policy
 }
 
 fn connection_pool(field: &Field<'_>) -> ConnectionPool {

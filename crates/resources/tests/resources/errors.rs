@@ -459,3 +459,34 @@ fn each_code_is_explained_once() {
     }
     assert_eq!(codes("apiVersion: v1\nkind: Pod\nmetadata: {name: x}\n"), ["TL0006"]);
 }
+
+#[test]
+fn places_that_mean_nothing() {
+    for (setting, code) in [
+        ("distribute: [{from: eu/*, to: {eu/*: 60, us/*: 30}}]", "TL0107"),
+        ("distribute: [{from: eu/*, to: {eu/*: 0, us/*: 100}}]", "TL0012"),
+        ("distribute: [{from: eu/*/1, to: {eu/*: 100}}]", "TL0305"),
+        ("distribute: [{from: eu/*, to: {eu/*: 60, eu/a/*: 40}}]", "TL0305"),
+        ("distribute: [{from: eu/a/1/x, to: {eu/*: 100}}]", "TL0305"),
+        ("failover: [{from: eu, to: eu}]", "TL0305"),
+        ("failover: [{from: eu/a, to: us}]", "TL0305"),
+        ("failover: [{from: eu, to: us}]\n        distribute: [{from: eu, to: {us: 100}}]", "TL0019"),
+        ("failover: [{from: eu, to: us}]\n        failoverPriority: [topology.kubernetes.io/zone]", "TL0019"),
+        ("failover: [{from: eu, to: us}]", "TL0027"),
+    ] {
+        let text = format!(
+            "apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: catalog, namespace: shop}}
+spec:
+  host: catalog
+  trafficPolicy:
+    loadBalancer:
+      localityLbSetting:
+        {setting}
+"
+        );
+        let found = codes(&text);
+        assert!(found.iter().any(|found| found.contains(code)), "{setting}: {found:?}");
+    }
+}

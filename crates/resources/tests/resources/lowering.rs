@@ -239,9 +239,21 @@ fn destination_policy() {
                     ttl:
                       secs: 0
                       nanos: 0
+                    attributes:
+                      - - SameSite
+                        - Lax
                 table:
                   Maglev:
                     size: 7
+            locality:
+              "off": false
+              failover:
+                - - eu
+                  - us
+              failover_priority:
+                - key: rack
+                - key: cell
+                  value: a
           connection_pool:
             max_connections: 100
             connect_timeout:
@@ -286,6 +298,9 @@ fn destination_policy() {
           tls:
             mode: IstioMutual
             insecure: false
+          retry_budget:
+            share: 12500
+            minimum: 3
           ports:
             - - 443
               - tls:
@@ -306,8 +321,11 @@ fn destination_policy() {
               load_balancer:
                 kind: RoundRobin
                 warmup:
-                  secs: 30
-                  nanos: 0
+                  duration:
+                    secs: 30
+                    nanos: 0
+                  minimum: 2500
+                  aggression: 1500
         client_selector:
           app: web
     "#);
@@ -599,6 +617,15 @@ fn mesh() {
           attempts: 1
           retry_on:
             - connect-failure
+        locality:
+          "off": false
+          distribute:
+            - from: eu/*
+              to:
+                - - eu/a/*
+                  - 60
+                - - us
+                  - 40
         access_log:
           file: /dev/stdout
           json: true

@@ -94,6 +94,10 @@ scope! {
     ClusterCells "cluster" "envoy_cluster_name"
     codes responses = "upstream_rq" each true;
     counters {
+        health_check_attempt = "health_check.attempt",
+        health_check_failure = "health_check.failure",
+        health_check_network_failure = "health_check.network_failure",
+        health_check_success = "health_check.success",
         membership_change = "membership_change",
         lb_healthy_panic = "lb_healthy_panic",
         outlier_ejections_enforced_total = "outlier_detection.ejections_enforced_total",
