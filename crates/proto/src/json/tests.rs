@@ -167,7 +167,7 @@ fn a_refused_field_of_a_bootstrap_is_named_with_its_place() {
     let faults = parse_bootstrap(text, Format::Yaml).expect_err("other checks are refused");
     assert_eq!(faults.len(), 1);
     assert_eq!(faults[0].path, "static_resources.clusters[0].health_checks[0].custom_health_check");
-    assert_eq!((faults[0].line, faults[0].column), (5, 28));
+    assert_eq!((faults[0].line, faults[0].column), (5, 7));
 }
 
 #[test]

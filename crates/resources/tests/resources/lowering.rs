@@ -665,10 +665,10 @@ fn every_rule_knows_its_line() {
     VirtualService shop/catalog tcp[0] (mesh.yaml:77)
     VirtualService admin/admin (mesh.yaml:80)
     VirtualService admin/admin http[0] (mesh.yaml:85)
-    DestinationRule shop/catalog subsets[0] (mesh.yaml:127)
-    DestinationRule shop/catalog subsets[1] (mesh.yaml:129)
-    AuthorizationPolicy shop/catalog rules[0] (mesh.yaml:176)
-    AuthorizationPolicy shop/catalog rules[1] (mesh.yaml:197)
+    DestinationRule shop/catalog subsets[0] (mesh.yaml:131)
+    DestinationRule shop/catalog subsets[1] (mesh.yaml:133)
+    AuthorizationPolicy shop/catalog rules[0] (mesh.yaml:180)
+    AuthorizationPolicy shop/catalog rules[1] (mesh.yaml:201)
     "#);
 }
 
