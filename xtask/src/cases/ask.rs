@@ -104,7 +104,7 @@ struct Target {
 fn target(topology: &Topology, request: &table::Ask, from: Option<&str>) -> Result<Target> {
     if topology.bootstrap().is_some() {
         let to = topology.door(request.listener.as_deref()).context("a listener of that name")?;
-        return Ok(spoken_to(to, request, request.authority.clone().unwrap_or_else(|| to.to_string())));
+        return spoken_to(to, request, request.authority.clone().unwrap_or_else(|| to.to_string()));
     }
     let client = from.and_then(|name| topology.workload(name));
     let namespace = client.map_or("shop", |client| client.namespace.as_str());
@@ -119,10 +119,10 @@ fn target(topology: &Topology, request: &table::Ask, from: Option<&str>) -> Resu
             direct(workload, port)
         }
     };
-    Ok(spoken_to(to, request, request.authority.clone().unwrap_or_else(|| service.host.clone())))
+    spoken_to(to, request, request.authority.clone().unwrap_or_else(|| service.host.clone()))
 }
 
-fn spoken_to(to: SocketAddr, request: &table::Ask, authority: String) -> Target {
+fn spoken_to(to: SocketAddr, request: &table::Ask, authority: String) -> Result<Target> {
     let mut headers: Vec<_> = request.headers.iter().map(|(n, v)| (n.clone(), v.clone())).collect();
     if request.protocol == "grpc" {
         headers.push(("content-type".to_owned(), "application/grpc".to_owned()));
@@ -140,7 +140,7 @@ fn spoken_to(to: SocketAddr, request: &table::Ask, authority: String) -> Target 
     let ask =
         Ask { method: request.method.clone().unwrap_or_else(|| "GET".to_owned()), path, authority, headers, body };
     let raw = request.raw.as_ref().and_then(|raw| raw.as_str()).map(str::to_owned);
-    Target { to, ask, protocol: request.protocol.clone(), raw }
+    Ok(Target { to, ask, protocol: request.protocol.clone(), raw })
 }
 
 /// Puts a token where a case wants it; into `Authorization` where it says nothing.
