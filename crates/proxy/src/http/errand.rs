@@ -76,7 +76,7 @@ async fn once(worker: &Rc<Worker>, cluster: &Arc<Cluster>, errand: &Errand) -> R
     if slot.is_none() {
         return Err("the cluster's request limit is reached".to_owned());
     }
-    let request = balance::Request { hash: None, tried: &[], avoid_attempts: 0 };
+    let request = balance::Request::default();
     let picked = cluster.balancer.pick(request, worker.shared.now(), &mut worker.dice.borrow_mut());
     let endpoint = picked.ok_or_else(|| format!("no healthy endpoint in {}", errand.cluster))?;
     endpoint.state.requests.fetch_add(1, Ordering::Relaxed);
