@@ -11,9 +11,11 @@ use crate::schema::{FieldType, Kind, MessageType, Special, Status};
 use crate::type_url::message_name;
 use crate::wire::{Entries, Entry, Value};
 
+mod coverage;
 mod page;
 mod path;
 
+pub use coverage::Coverage;
 pub use page::reference_page;
 use path::{Path, Step};
 
@@ -248,5 +250,7 @@ fn shown(text: &str) -> String {
     format!("{short:?}")
 }
 
+#[cfg(test)]
+mod every_field;
 #[cfg(test)]
 mod tests;

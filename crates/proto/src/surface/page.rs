@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::Coverage;
 use crate::schema::{FieldType, MessageType, Status};
 
 const HEAD: &str = "# What the proxy honours of Envoy's API v3
@@ -14,16 +15,27 @@ not acknowledged (or, in a bootstrap file, the proxy does not start), and the an
 
 ";
 
-/// The page, in Markdown.
-pub fn reference_page() -> String {
+const TESTED: &str = "\
+An honoured field is **asked** when a configuration in `tests/scenarios` sets it: our proxy and Envoy are then asked the
+same questions with it and must give the same answers. Fields that no scenario sets yet are named; unit tests of the
+engine may hold them all the same.
+
+";
+
+/// The page, in Markdown; `asked`: what the scenarios set.
+pub fn reference_page(asked: &Coverage) -> String {
     let mut page = HEAD.to_owned();
+    page.push_str(TESTED);
+    let (set, all) = asked.count();
+    // Writing to a String cannot fail.
+    let _ = writeln!(page, "Asked: {set} of {all} honoured fields.\n");
     for message in MessageType::all().filter(|message| message.listed()) {
-        section(&mut page, message);
+        section(&mut page, message, asked);
     }
     page
 }
 
-fn section(page: &mut String, message: MessageType) {
+fn section(page: &mut String, message: MessageType, asked: &Coverage) {
     // Writing to a String cannot fail.
     let _ = writeln!(page, "## {}\n", message.name());
     let with = |status: Status| message.fields().filter(move |field| field.status() == status);
@@ -34,6 +46,13 @@ fn section(page: &mut String, message: MessageType) {
         page.push_str("Honoured: nothing.\n\n");
     } else {
         let _ = writeln!(page, "Honoured: {}.\n", honoured.join(", "));
+    }
+    let unasked: Vec<_> = with(Status::Honoured)
+        .filter(|field| !asked.has(message.name(), field.name()))
+        .map(|field| format!("`{}`", field.name()))
+        .collect();
+    if !unasked.is_empty() {
+        let _ = writeln!(page, "No scenario yet: {}.\n", unasked.join(", "));
     }
     list(page, "Ignored", with(Status::Ignored));
     list(page, "Refused", with(Status::Refused));

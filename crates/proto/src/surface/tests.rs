@@ -112,10 +112,16 @@ fn depth_is_bounded() {
 
 #[test]
 fn the_page_tells_of_every_listed_message() {
-    let page = reference_page();
+    let mut asked = Coverage::default();
+    let yaml = "name: a\nfilter_chains: [{filter_chain_match: {transport_protocol: tls}}]";
+    asked.add(type_url::LISTENER, &parse_named(message_name(type_url::LISTENER), yaml, Format::Yaml).expect("YAML"));
+    assert!(asked.has("envoy.config.listener.v3.FilterChainMatch", "transport_protocol"));
+    assert_eq!(asked.count().0, 4);
+    let page = reference_page(&asked);
     assert!(page.contains("## envoy.config.listener.v3.Listener\n"));
     assert!(page.contains("- `filter_chain_matcher`: the matcher API comes later; use filter_chain_match"));
     assert!(page.contains("Not implemented, so refused: "));
+    assert!(page.contains("Asked: 4 of "));
 }
 
 #[test]
