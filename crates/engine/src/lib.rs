@@ -38,6 +38,7 @@ pub mod matcher;
 pub mod metadata;
 pub mod moment;
 pub mod outlier;
+pub mod overload;
 pub mod path;
 pub mod plan;
 pub mod rbac;

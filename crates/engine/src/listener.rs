@@ -101,6 +101,10 @@ pub struct Listener {
     pub transparent: bool,
     /// IP_FREEBIND. Default false.
     pub freebind: bool,
+    /// Do not count in, or hold to, the limit of client connections. Default false.
+    pub ignores_limit: bool,
+    /// Take no measures against overload. Default false.
+    pub bypasses_overload: bool,
     /// Spread connections evenly over workers. Default false.
     pub exact_balance: bool,
     /// Socket options to set before bind: (level, name, value).

@@ -23,6 +23,7 @@ use crate::cluster::{Cluster, ClusterConfig, ClusterState, Discovery};
 use crate::endpoint::{Endpoint, EndpointGroup, EndpointSet, EndpointState, Locality};
 use crate::http_manager::RouteSource;
 use crate::listener::{Address, Listener};
+use crate::overload::Overload;
 use crate::plan::Plan;
 use crate::routes::{ClusterChoice, RouteAction, RouteTable};
 use crate::tls::{CertificateSource, SecretRef, SecretSource, TlsCommon};
@@ -88,6 +89,7 @@ pub struct Store {
     ignored: Vec<IgnoredField>,
     /// Where this proxy is, if its equals are known as a cluster.
     home: Option<Arc<Home>>,
+    overload: Option<Overload>,
 }
 
 /// A cluster as it came, and what is needed to make it run.
@@ -149,7 +151,8 @@ impl Store {
     /// Loads a bootstrap's static secrets, clusters and listeners. All faults are given; what is good is in the plan.
     pub fn bootstrap(&mut self, bootstrap: &Bootstrap) -> Result<(), Vec<UpdateError>> {
         self.home = self.home.take().or_else(|| home(bootstrap).map(Arc::new));
-        let Some(resources) = &bootstrap.static_resources else { return Ok(()) };
+        let measures = self.take_overload(bootstrap);
+        let Some(resources) = &bootstrap.static_resources else { return measures.map_err(|fault| vec![fault]) };
         let update = |type_url: &str, name: &str, body: Vec<u8>| Update {
             type_url: type_url.into(),
             name: name.into(),
@@ -169,8 +172,24 @@ impl Store {
         let twice = duplicates(&updates);
         let outcomes = self.apply(&updates);
         self.fixed.extend(updates.iter().map(|update| (kind_of(&update.type_url), update.name.clone())));
-        let faults: Vec<UpdateError> = outcomes.into_iter().filter_map(Result::err).chain(twice).collect();
+        let faults: Vec<UpdateError> =
+            outcomes.into_iter().filter_map(Result::err).chain(twice).chain(measures.err()).collect();
         if faults.is_empty() { Ok(()) } else { Err(faults) }
+    }
+
+    fn take_overload(&mut self, bootstrap: &Bootstrap) -> Outcome {
+        let Some(message) = &bootstrap.overload_manager else { return Ok(()) };
+        let mut cx = Context::new(&mut self.strings, 0);
+        let built = build::overload(&mut cx, message);
+        let refused = |faults| UpdateError { kind: "Bootstrap", name: "overload_manager".into(), faults };
+        self.overload = Some(cx.finish(built).map_err(refused)?);
+        Ok(())
+    }
+
+    /// What the bootstrap says about overload; `None`: nothing.
+    #[must_use]
+    pub fn overload(&self) -> Option<&Overload> {
+        self.overload.as_ref()
     }
 
     /// Fields accepted without effect since this was last asked.

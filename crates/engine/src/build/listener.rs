@@ -87,6 +87,8 @@ pub(crate) fn listener(cx: &mut Context<'_>, bytes: &[u8]) -> Option<Listener> {
         reuse_port: flag(message.enable_reuse_port.as_ref(), true),
         transparent: flag(message.transparent.as_ref(), false),
         freebind: flag(message.freebind.as_ref(), false),
+        ignores_limit: message.ignore_global_conn_limit,
+        bypasses_overload: message.bypass_overload_manager,
         exact_balance: matches!(
             message.connection_balance_config.as_ref().and_then(|config| config.balance_type.as_ref()),
             Some(xds::listener::connection_balance_config::BalanceType::ExactBalance(_))

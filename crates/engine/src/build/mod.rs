@@ -9,6 +9,7 @@ mod health;
 mod http;
 mod jwt;
 mod listener;
+mod overload;
 mod rbac;
 mod route;
 mod route_action;
@@ -29,6 +30,7 @@ use crate::store::Fault;
 pub(crate) use cluster::cluster;
 pub(crate) use endpoint::endpoints;
 pub(crate) use listener::listener;
+pub(crate) use overload::overload;
 pub(crate) use route::route_table;
 pub(crate) use tls::secret;
 
