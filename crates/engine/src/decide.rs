@@ -367,7 +367,11 @@ fn act(plan: &Plan, manager: &HttpManager, matched: &Matched, facts: &Facts<'_>,
             origin: None,
             is_error: false,
         },
-        RouteAction::NonForwarding => no_route(),
+        // What a router makes of a route that names no cluster.
+        RouteAction::NonForwarding => {
+            let code = StatusCode::SERVICE_UNAVAILABLE;
+            LocalReply::error(code, "", "cluster_not_found", Flags::NO_CLUSTER_FOUND)
+        }
     };
     (Outcome::Reply(reply.from_origin(&matched.route.metadata)), None)
 }

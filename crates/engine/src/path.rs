@@ -182,12 +182,13 @@ const fn keeps(byte: u8) -> bool {
 }
 
 /// Decodes unreserved characters, encodes what must be encoded, turns `\` into `/`, then removes dot segments. `None` for
-/// an encoded zero byte.
+/// a zero byte, encoded or not.
 fn normalize(path: &str) -> Option<String> {
     let mut flat = String::with_capacity(path.len());
     let mut bytes = path.bytes().enumerate();
     while let Some((at, byte)) = bytes.next() {
         match byte {
+            0 => return None,
             b'\\' => flat.push('/'),
             b'%' => match path.get(at + 1..at + 3).and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
                 Some(0) => return None,

@@ -205,7 +205,9 @@ impl Builder<'_> {
         if matches!(self.config.lb, LbPolicy::RingHash { .. } | LbPolicy::Maglev { .. }) {
             return Localities { pools: vec![self.hashed(groups, &taken)], sums: Vec::new(), zones: None };
         }
-        if !self.config.lb_common.locality_weighted {
+        // Where no locality has a weight they do not count (Envoy makes no schedule of localities then).
+        let weighted = groups.iter().any(|group| group.weight.is_some_and(|weight| weight > 0));
+        if !self.config.lb_common.locality_weighted || !weighted {
             let hosts: Vec<_> = groups.iter().flat_map(|group| taken(group)).collect();
             return Localities { pools: vec![self.pool(hosts)], sums: Vec::new(), zones: None };
         }

@@ -63,6 +63,15 @@ fn config(cx: &mut Context<'_>, message: &xds::Cluster) -> Option<ClusterConfig>
         context.auto_host_sni |= options.auto_sni;
         context.auto_sni_san_validation |= options.auto_san_validation;
     }
+    // Where nothing is said of ALPN, what the cluster can speak is offered (as Envoy does).
+    let offered: &[&str] = match http.protocol {
+        UpstreamProtocol::Auto => &["h2", "http/1.1"],
+        UpstreamProtocol::Http2 => &["h2"],
+        UpstreamProtocol::Http1 | UpstreamProtocol::Downstream => &[],
+    };
+    if let Some(context) = tls.as_mut().filter(|context| context.common.alpn.is_empty()) {
+        Arc::make_mut(context).common.alpn = offered.iter().map(|protocol| cx.share(protocol)).collect();
+    }
     let bind = message.upstream_bind_config.as_ref();
     let source = bind.and_then(|bind| source_address(cx, bind));
     let limits = limits(cx, message);
@@ -133,7 +142,11 @@ fn discovery(cx: &mut Context<'_>, message: &xds::Cluster, name: &Arc<str>) -> O
         Some(Kind::Type(1)) => (Discovery::StrictDns, old),
         Some(Kind::Type(2)) => (Discovery::LogicalDns, old),
         Some(Kind::Type(3)) => {
-            let service = message.eds_cluster_config.as_ref().map_or("", |eds| &eds.service_name);
+            let eds = message.eds_cluster_config.as_ref();
+            cx.field("eds_cluster_config", |cx| {
+                super::value::from_server(cx, "eds_config", eds.and_then(|eds| eds.eds_config.as_ref()))
+            })?;
+            let service = eds.map_or("", |eds| &eds.service_name);
             (Discovery::Eds(if service.is_empty() { name.clone() } else { cx.share(service) }), old)
         }
         Some(Kind::Type(4)) => {

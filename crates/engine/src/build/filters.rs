@@ -147,6 +147,8 @@ fn filter_override(cx: &mut Context<'_>, any: &Any) -> Option<Option<FilterOverr
                 return Some(Some(FilterOverride::Disabled));
             }
             return match &message.config {
+                // An empty one only switches the filter on.
+                Some(inner) if inner.type_url.is_empty() => Some(Some(FilterOverride::Enabled)),
                 Some(inner) if message.is_optional && !is_known(type_name(inner)) => Some(None),
                 Some(inner) => cx.field("config", |cx| filter_override(cx, inner)),
                 None => Some(Some(FilterOverride::Enabled)),

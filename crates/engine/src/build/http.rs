@@ -101,9 +101,12 @@ pub(super) fn positive(value: Option<&proto::google::protobuf::UInt32Value>) -> 
 fn route_source(cx: &mut Context<'_>, message: &hcm::HttpConnectionManager) -> Option<RouteSource> {
     use hcm::http_connection_manager::RouteSpecifier as Kind;
     match &message.route_specifier {
-        Some(Kind::Rds(rds)) => {
-            cx.field("rds", |cx| cx.needed("route_config_name", &rds.route_config_name)).map(RouteSource::Named)
-        }
+        Some(Kind::Rds(rds)) => cx
+            .field("rds", |cx| {
+                super::value::from_server(cx, "config_source", rds.config_source.as_ref())?;
+                cx.needed("route_config_name", &rds.route_config_name)
+            })
+            .map(RouteSource::Named),
         Some(Kind::RouteConfig(table)) => {
             let built = cx.field("route_config", |cx| super::route::table(cx, table, true))?;
             Some(RouteSource::Inline(Arc::new(built)))

@@ -79,6 +79,18 @@ fn socket_address(cx: &mut Context<'_>, message: &core::SocketAddress, names: bo
     }
 }
 
+/// Routes and endpoints come from a server: files are followed for listeners, clusters and secrets only.
+#[allow(deprecated, reason = "the old field is still sent")]
+pub(super) fn from_server(cx: &mut Context<'_>, name: &'static str, source: Option<&core::ConfigSource>) -> Option<()> {
+    use core::config_source::ConfigSourceSpecifier as Kind;
+    match source.and_then(|source| source.config_source_specifier.as_ref()) {
+        Some(Kind::Path(_) | Kind::PathConfigSource(_)) => {
+            cx.field(name, |cx| cx.refuse("files are not followed here: name a server, or write it inline"))
+        }
+        _ => Some(()),
+    }
+}
+
 pub(super) fn cidr(cx: &mut Context<'_>, message: &core::CidrRange) -> Option<IpNet> {
     let Ok(ip) = message.address_prefix.parse::<IpAddr>() else {
         return cx

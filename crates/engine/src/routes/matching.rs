@@ -164,8 +164,7 @@ impl QueryMatcher {
 impl TlsContextRule {
     fn matches(self, facts: &Facts<'_>) -> bool {
         let peer = facts.connection.peer.as_deref();
-        facts.connection.tls
-            && self.presented.is_none_or(|wanted| peer.is_some() == wanted)
+        self.presented.is_none_or(|wanted| peer.is_some() == wanted)
             && self.validated.is_none_or(|wanted| peer.is_some_and(|peer| peer.validated) == wanted)
     }
 }
