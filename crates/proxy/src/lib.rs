@@ -15,6 +15,7 @@ pub mod h1;
 pub mod house;
 pub mod http;
 pub mod net;
+pub mod overload;
 pub mod process;
 pub mod report;
 pub mod settle;

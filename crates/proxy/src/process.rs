@@ -18,6 +18,7 @@ use crate::config::saved::Saved;
 use crate::config::{Configuration, Progress};
 use crate::door::listeners::Listening;
 use crate::house::{Admin, Rooms};
+use crate::overload::Overload;
 use crate::report::Watchtower;
 use crate::shared::Shared;
 use crate::worker::{self, Handle, Order};
@@ -113,7 +114,7 @@ impl Proxy {
         introduce(settings.bootstrap.node.get_or_insert_default());
         let node = settings.bootstrap.node.clone().unwrap_or_default();
         let tower = Watchtower::new(&node, count)?;
-        let shared = Shared::new(store.plan(), tower);
+        let shared = Shared::new(store.plan(), tower, Overload::new(store.overload()));
         let workers = Arc::new(worker::start(count, &shared)?);
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let (commands, orders) = mpsc::unbounded_channel();
@@ -205,6 +206,7 @@ impl Keeper {
         tokio::spawn(crate::upstream::sweep::run(Arc::clone(&self.shared)));
         tokio::spawn(crate::upstream::health::run(Arc::clone(&self.shared)));
         tokio::spawn(Arc::clone(&self.shared.tower).keep());
+        tokio::spawn(Arc::clone(&self.shared.overload).watch(Arc::clone(&self.shared.tower)));
         admin.serve(&self.rooms);
         let configuration = tokio::spawn(configuration.run());
         self.wait_for_the_end().await;

@@ -9,6 +9,7 @@ use engine::{Moment, Plan};
 
 use crate::config::ledger::Ledger;
 use crate::http::keys::Flights;
+use crate::overload::Overload;
 use crate::report::Watchtower;
 use crate::tls::Contexts;
 
@@ -23,6 +24,8 @@ pub struct Shared {
     pub tower: Arc<Watchtower>,
     /// Every resource as it was received.
     pub ledger: Ledger,
+    /// What is done under pressure.
+    pub overload: Arc<Overload>,
     /// When the process began; [`Moment`]s count from here.
     pub started: Instant,
     /// Key sets that are being fetched.
@@ -32,12 +35,13 @@ pub struct Shared {
 
 impl Shared {
     /// Fresh state around a first plan.
-    pub fn new(plan: Arc<Plan>, tower: Arc<Watchtower>) -> Arc<Self> {
+    pub fn new(plan: Arc<Plan>, tower: Arc<Watchtower>, overload: Overload) -> Arc<Self> {
         Arc::new(Self {
             plan: ArcSwap::new(plan),
             tls: Contexts::default(),
             tower,
             ledger: Ledger::default(),
+            overload: Arc::new(overload),
             started: Instant::now(),
             flights: Flights::default(),
             connections: AtomicU64::new(0),

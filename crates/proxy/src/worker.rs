@@ -18,6 +18,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use crate::door;
 use crate::net::listen::Bound;
 use crate::net::stream::Socket;
+use crate::overload::{Client, Door};
 use crate::report::Tally;
 use crate::shared::Shared;
 use crate::upstream::pool::Pools;
@@ -219,12 +220,22 @@ impl Worker {
     pub fn serve(self: &Rc<Self>, listener: &Arc<str>, socket: Socket) {
         let plan = self.shared.plan.load();
         let Some(listener) = plan.listener(listener).cloned() else { return };
+        let overload = &self.shared.overload;
+        match overload.door(listener.bypasses_overload, listener.ignores_limit, self.chance()) {
+            Door::Open => {}
+            closed => return self.tally.turned_away(&listener, closed),
+        }
         self.load.fetch_add(1, Ordering::Relaxed);
-        let busy = Busy(Rc::clone(self));
+        let busy = Busy { worker: Rc::clone(self), _client: overload.client() };
         tokio::task::spawn_local(async move {
-            door::connection::serve(&busy.0, listener, socket).await;
+            door::connection::serve(&busy.worker, listener, socket).await;
             drop(busy);
         });
+    }
+
+    /// A number from 0 to 1, each equally likely.
+    pub fn chance(&self) -> f64 {
+        self.dice.borrow_mut().below(1 << 32) as f64 / (1_u64 << 32) as f64
     }
 
     /// Gives a connection to the worker that has the fewest.
@@ -328,10 +339,13 @@ impl Worker {
 }
 
 /// Counts a connection while it lives, also when its task panics.
-struct Busy(Rc<Worker>);
+struct Busy {
+    worker: Rc<Worker>,
+    _client: Client,
+}
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.load.fetch_sub(1, Ordering::Relaxed);
+        self.worker.load.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 
+use crate::net::dial::is_exhaustion;
 use crate::net::listen::Bound;
 use crate::net::stream::Socket;
 use crate::worker::Worker;
@@ -26,8 +27,14 @@ pub async fn run(worker: Rc<Worker>, listener: Arc<str>, bound: Bound, spread: b
         Err(error) => return tracing::error!(%listener, %error, "cannot accept connections"),
     };
     loop {
+        let bypass = worker.shared.plan.load().listener(&listener).is_some_and(|listener| listener.bypasses_overload);
+        // Who cannot be served waits in the system's queue, where waiting costs nothing.
+        let accepting = async {
+            worker.shared.overload.accepting(bypass).await;
+            open.accept().await
+        };
         let accepted = tokio::select! {
-            accepted = open.accept() => accepted,
+            accepted = accepting => accepted,
             _ = stop.wait_for(|stop| *stop) => return,
         };
         match accepted {
@@ -58,8 +65,4 @@ impl Open {
             Self::Unix(unix) => unix.accept().await.map(|(stream, _)| Socket::Unix(stream)),
         }
     }
-}
-
-fn is_exhaustion(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
 }

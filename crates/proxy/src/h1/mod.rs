@@ -4,6 +4,7 @@
 //! Reading is strict (`engine::framing`); what is written is always framed anew.
 
 pub mod client;
+pub mod probe;
 pub mod server;
 
 mod decode;

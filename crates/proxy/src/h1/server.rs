@@ -216,6 +216,10 @@ impl Conn {
         super::recycle(parts.headers);
         let written = poll_fn(|cx| {
             let pumped = poll_pump(&mut body, &mut encoder, &self.wire, cx);
+            {
+                let wire = self.wire.borrow();
+                shared.writes.stand(wire.sent, wire.holds_output());
+            }
             if pumped.is_ready() {
                 return pumped;
             }

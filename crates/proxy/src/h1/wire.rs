@@ -156,6 +156,11 @@ impl Wire {
         self.piece.is_empty() && self.tail.is_empty() && self.output.len() - self.written < FULL
     }
 
+    /// Whether something waits to be written.
+    pub(super) fn holds_output(&self) -> bool {
+        !self.output.is_empty() || !self.piece.is_empty() || !self.tail.is_empty() || self.unflushed
+    }
+
     /// Writes all that waits.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Some(stream) = &mut self.stream else { return Poll::Ready(Err(io::ErrorKind::NotConnected.into())) };

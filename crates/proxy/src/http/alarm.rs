@@ -43,12 +43,12 @@ mod tests {
         let mut alarm = Alarm::default();
         let at = |tens: u64| begun + Duration::from_millis(10 * tens);
         for tens in [1_000, 2_000, 1_500, 100, 3_000] {
-            poll_fn(|cx| Poll::Ready(assert!(alarm.poll(at(tens), cx).is_pending()))).await;
+            assert!(poll_fn(|cx| Poll::Ready(alarm.poll(at(tens), cx).is_pending())).await);
         }
         for tens in [2, 7, 12] {
             poll_fn(|cx| alarm.poll(at(tens), cx)).await;
             assert!((at(tens)..at(tens + 80)).contains(&Instant::now()), "{:?}", begun.elapsed());
         }
-        poll_fn(|cx| Poll::Ready(assert!(alarm.poll(at(3), cx).is_ready()))).await;
+        assert!(poll_fn(|cx| Poll::Ready(alarm.poll(at(3), cx).is_ready())).await);
     }
 }

@@ -50,6 +50,9 @@ pub async fn exchange(
     upgrade: Option<Side>,
 ) -> Response<DownBody> {
     let mut exchange = Exchange::begin(shared, &request);
+    if shared.worker.shared.overload.sheds_request(|| shared.worker.chance()) {
+        return exchange.shed();
+    }
     let (parts, incoming) = request.into_parts();
 
     let canonical = arrive::canonical(&shared.manager, &shared.downstream, parts, &mut shared.worker.dice.borrow_mut());
@@ -58,6 +61,8 @@ pub async fn exchange(
         Err(reply) => return exchange.reply(reply, None),
     };
     exchange.meet_peer(&mut head);
+    #[cfg(test)]
+    super::injected::panic_where_asked(&head.path);
 
     let plan = shared.worker.shared.plan.load_full();
     let mut incoming = Some(incoming);
@@ -213,7 +218,7 @@ impl Exchange {
     }
 
     /// A failed request: the answer that Envoy gives.
-    fn fail(self: Box<Self>, failure: &Failure) -> Response<DownBody> {
+    pub(super) fn fail(self: Box<Self>, failure: &Failure) -> Response<DownBody> {
         let retried = self.record.upstream.attempts > 1;
         let body = failure.body(retried);
         let mut reply = LocalReply::error(failure.status(), "", failure.details(), failure.flags());

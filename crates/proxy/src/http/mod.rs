@@ -7,9 +7,12 @@ pub mod body;
 mod consult;
 mod errand;
 pub mod exchange;
+#[cfg(test)]
+mod injected;
 pub mod keys;
 pub mod mirror;
 pub mod reply;
 pub mod respond;
 pub mod serve;
+pub mod stalled;
 pub mod tunnel;

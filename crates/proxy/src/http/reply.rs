@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use engine::reply::{LocalReply, grpc_status};
+use engine::reply::{Flags, LocalReply, grpc_status};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
 
 use super::arrive::Head;
@@ -37,6 +37,15 @@ impl Exchange {
         }
         let body = if bodiless { Bytes::new() } else { body };
         self.send_local(reply.status, headers, body)
+    }
+
+    /// Answers a request for which the process has nothing left.
+    pub(super) fn shed(self: Box<Self>) -> Response<DownBody> {
+        if let Some(cells) = self.shared.site.as_ref().and_then(|site| site.http.as_ref()) {
+            cells.downstream_rq_overload_close.inc();
+        }
+        let (status, flags) = (StatusCode::SERVICE_UNAVAILABLE, Flags::OVERLOAD_MANAGER);
+        self.reply(LocalReply::error(status, "envoy overloaded", "overload", flags), None)
     }
 
     fn reply_grpc(mut self: Box<Self>, reply: &LocalReply, mut headers: HeaderMap) -> Response<DownBody> {

@@ -16,8 +16,10 @@ use super::arrive::X_REQUEST_ID;
 use super::attempt::{Answer, Clock};
 use super::body::{BodyError, Incoming};
 use super::exchange::{Exchange, millis, number};
+use super::stalled;
 use super::tunnel::{self, Side};
 use crate::report::record::PeerMetadata;
+use crate::upstream::failure::Kind;
 use crate::upstream::reach::{Via, Way};
 
 const UPSTREAM_SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
@@ -60,6 +62,10 @@ impl Exchange {
             source.borrow_mut().forget();
         }
         let tunnel = tunnel::begin(&mut parts, &way, upgrade);
+        if tunnel.is_none() && parts.status == StatusCode::SWITCHING_PROTOCOLS {
+            // Nobody asked for another protocol: what follows would be bytes of no request.
+            return self.fail(&Kind::Protocol.into());
+        }
         self.record.status = Some(parts.status);
         self.record.details = Some(via_upstream());
         self.record.upstream.peer = PeerMetadata::take(&mut parts.headers, &PeerMetadata::default());
@@ -71,6 +77,7 @@ impl Exchange {
         if let Some(tunnel) = tunnel {
             return tunnel::run(self, parts, tunnel, way, &clock);
         }
+        stalled::limit(clock.idle);
         let coming = Coming { body, way: Some(way), clock, last: self.now, waited: false };
         let mut body = DownBody { from: From::Upstream(Box::new(coming)), exchange: Some(self) };
         if body.is_end_stream() {
@@ -100,6 +107,16 @@ impl Exchange {
             headers.insert(X_REQUEST_ID, id.clone());
         }
         server_and_via(manager, headers);
+        let most = manager.max_requests_per_connection;
+        if most.is_some_and(|most| shared.served.get().saturating_add(1) >= most) {
+            shared.draining.set(true);
+        }
+        if !shared.draining.get() && shared.worker.shared.overload.ends_connection(|| shared.worker.chance()) {
+            shared.draining.set(true);
+            if let Some(cells) = shared.site.as_ref().and_then(|site| site.http.as_ref()) {
+                cells.downstream_cx_overload_disable_keepalive.inc();
+            }
+        }
         if shared.draining.get() && !shared.h2 {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }

@@ -24,14 +24,16 @@ use super::alarm::Alarm;
 use super::body::Incoming as Coming;
 use super::exchange;
 use super::respond::DownBody;
+use super::stalled::Streams;
 use super::tunnel::Side;
 use crate::door::connection::Connection;
 use crate::door::preface;
 use crate::h1;
-use crate::net::stream::{Ahead, Stream};
+use crate::net::frames::Frames;
+use crate::net::stream::{Ahead, Stream, Writes};
 use crate::report::Site;
 use crate::report::record::{Downstream, PeerMetadata, Wants};
-use crate::upstream::reach::LocalSpawn;
+use crate::upstream::reach::SEND_BUFFER;
 use crate::worker::Worker;
 
 /// Between two looks at a connection's own limits.
@@ -69,6 +71,8 @@ pub struct HttpConnection {
     pub reads: Arc<AtomicU32>,
     /// See `reads`.
     pub reads_when_quiet: Cell<u32>,
+    /// How writing to the client goes.
+    pub writes: Arc<Writes>,
     /// The chain drains: answers say so.
     pub draining: Cell<bool>,
     /// For the limits of its exchanges (HTTP/1).
@@ -80,6 +84,7 @@ pub struct HttpConnection {
 /// Serves one connection until it ends.
 pub async fn run(worker: &Rc<Worker>, connection: Connection, manager: &Arc<HttpManager>, stream: Stream) {
     let Some((h2, stream)) = which(manager, &connection, stream).await else { return };
+    let stream = if h2 { stream.guarding(Frames::of_client()) } else { stream };
     let shared = Rc::new(HttpConnection {
         worker: Rc::clone(worker),
         manager: Arc::clone(manager),
@@ -92,12 +97,13 @@ pub async fn run(worker: &Rc<Worker>, connection: Connection, manager: &Arc<Http
         quiet_since: Cell::new(Instant::now()),
         reads: stream.reads(),
         reads_when_quiet: Cell::new(0),
+        writes: stream.writes(),
         draining: Cell::new(false),
         alarm: Rc::default(),
         closing: Cell::new(false),
     });
     let counted = Counted::begin(&shared);
-    let guarded = Guarded { shared: &shared, head_since: None };
+    let guarded = Guarded { shared: &shared, head_since: None, blocked_since: None };
     if h2 {
         let handle = {
             let shared = Rc::clone(&shared);
@@ -221,7 +227,8 @@ async fn which(manager: &HttpManager, connection: &Connection, stream: Stream) -
     }
     let enough = |bytes: &[u8]| preface::is_h2(bytes).is_some();
     let looking = stream.first_bytes(enough, preface::H2_PREFACE.len());
-    let limit = manager.idle_timeout.unwrap_or(Duration::from_secs(3600));
+    let limits = [manager.idle_timeout, manager.request_headers_timeout].into_iter().flatten();
+    let limit = limits.min().unwrap_or(Duration::from_secs(3600));
     let ahead = timeout(limit, looking).await.ok()?.ok()?;
     if ahead.bytes().is_empty() {
         return None;
@@ -230,14 +237,16 @@ async fn which(manager: &HttpManager, connection: &Connection, stream: Stream) -
     Some((h2, ahead))
 }
 
-fn h2_builder(manager: &HttpManager) -> http2::Builder<LocalSpawn> {
+fn h2_builder(manager: &HttpManager) -> http2::Builder<Streams> {
     let options = &manager.http2;
-    let mut builder = http2::Builder::new(LocalSpawn);
+    let mut builder = http2::Builder::new(Streams);
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(options.max_concurrent_streams)
         .initial_stream_window_size(options.stream_window)
         .initial_connection_window_size(options.connection_window)
+        .max_frame_size(16 << 10)
+        .max_send_buf_size(SEND_BUFFER)
         .max_header_list_size(manager.max_request_headers_bytes)
         .max_pending_accept_reset_streams(MAX_RESETS)
         .max_local_error_reset_streams(MAX_RESETS);
@@ -255,6 +264,8 @@ struct Guarded<'a> {
     shared: &'a HttpConnection,
     /// A head is under way since then; the number of exchanges before it tells it from the next one.
     head_since: Option<(u32, Instant)>,
+    /// The client takes nothing since then, and what it had taken.
+    blocked_since: Option<(u64, Instant)>,
 }
 
 /// Why a connection is brought to its end from this side.
@@ -283,7 +294,7 @@ impl Guarded<'_> {
                 output = connection.as_mut() => return Some(output),
                 _ = drain.wait_for(|drain| *drain), if matches!(ending, Ending::No) => {
                     ending = self.begin_drain(connection.as_mut(), &shut_down);
-                    look.as_mut().reset(ending.next(Instant::now()));
+                    look.as_mut().reset(ending.next(Instant::now(), self.first_look()));
                 }
                 () = look.as_mut() => {
                     let now = Instant::now();
@@ -296,7 +307,7 @@ impl Guarded<'_> {
                         }
                         _ => {}
                     }
-                    look.as_mut().reset(ending.next(now));
+                    look.as_mut().reset(ending.next(now, self.first_look()));
                 }
             }
         }
@@ -334,10 +345,30 @@ impl Guarded<'_> {
         }
     }
 
+    /// The client has taken nothing of what waits for it, for longer than an exchange may stand still.
+    fn is_blocked(&mut self, now: Instant) -> bool {
+        let written = self.shared.writes.blocked_at();
+        match (written, self.blocked_since) {
+            (Some(written), Some((before, since))) if written == before => {
+                self.shared.manager.stream_idle_timeout.is_some_and(|limit| now >= since + limit)
+            }
+            _ => {
+                self.blocked_since = written.map(|written| (written, now));
+                false
+            }
+        }
+    }
+
     fn first_look(&self) -> Duration {
         let manager = &self.shared.manager;
-        let limits = [manager.idle_timeout, manager.request_headers_timeout, manager.max_connection_duration];
-        limits.into_iter().flatten().min().map_or(LOOK, |least| least.min(LOOK)).max(Duration::from_millis(50))
+        let limits = [
+            manager.idle_timeout,
+            manager.request_headers_timeout,
+            manager.max_connection_duration,
+            manager.stream_idle_timeout,
+        ];
+        // Several looks within the shortest limit, so that it is kept nearly to the moment.
+        limits.into_iter().flatten().min().map_or(LOOK, |least| (least / 4).min(LOOK)).max(SHORT_LOOK)
     }
 
     fn judge(&mut self, now: Instant, began: Instant, ending: &Ending) -> Option<Stop> {
@@ -347,6 +378,12 @@ impl Guarded<'_> {
         }
         if manager.max_connection_duration.is_some_and(|limit| now >= began + limit) {
             return Some(Stop::Gracefully);
+        }
+        if self.shared.h2 && self.shared.draining.get() && matches!(ending, Ending::No) {
+            return Some(Stop::Gracefully);
+        }
+        if self.is_blocked(now) {
+            return Some(Stop::Now);
         }
         if self.shared.active.get() > 0 {
             return None;
@@ -363,7 +400,8 @@ impl Guarded<'_> {
             let limit = [manager.request_headers_timeout, manager.idle_timeout].into_iter().flatten().min();
             return limit.is_some_and(|limit| quiet >= limit).then_some(Stop::Now);
         }
-        manager.idle_timeout.is_some_and(|limit| quiet >= limit).then_some(Stop::Gracefully)
+        let idle = self.shared.worker.shared.overload.idle(manager.idle_timeout);
+        idle.is_some_and(|limit| quiet >= limit).then_some(Stop::Gracefully)
     }
 }
 
@@ -385,8 +423,8 @@ enum Ending {
 
 impl Ending {
     /// When to look again.
-    fn next(&self, now: Instant) -> Instant {
-        let soon = now + LOOK;
+    fn next(&self, now: Instant, look: Duration) -> Instant {
+        let soon = now + look;
         match self {
             Self::No => soon,
             // An exchange under way past that moment is looked at often enough to close right behind it.

@@ -49,6 +49,9 @@ pub enum DialError {
     /// The socket could not be connected.
     #[error("{0}")]
     Connect(io::Error),
+    /// The process has no descriptor left for it.
+    #[error("no descriptor left")]
+    Exhausted,
     /// `timeout` was over.
     #[error("connection timeout")]
     Timeout,
@@ -64,6 +67,7 @@ pub enum DialError {
 pub async fn dial(target: &Target, options: DialOptions<'_>) -> Result<Stream, DialError> {
     let deadline = Instant::now() + options.timeout;
     let socket = match timeout_at(deadline, connect(target, &options)).await {
+        Ok(Err(error)) if is_exhaustion(&error) => return Err(DialError::Exhausted),
         Ok(result) => result.map_err(DialError::Connect)?,
         Err(_) => return Err(DialError::Timeout),
     };
@@ -115,6 +119,11 @@ async fn connect_tcp(address: SocketAddr, options: &DialOptions<'_>) -> io::Resu
     let stream = socket.connect(address).await?;
     stream.set_nodelay(true)?;
     Ok(Socket::Tcp(stream))
+}
+
+/// Whether the system has nothing left to make a socket of.
+pub fn is_exhaustion(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
 }
 
 fn system_keepalive(keepalive: Keepalive) -> TcpKeepalive {

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 pub mod dial;
+pub mod frames;
 pub mod listen;
 pub mod namespace;
 pub mod option;

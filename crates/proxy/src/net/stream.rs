@@ -4,12 +4,15 @@ use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+
+use super::frames::Frames;
+use crate::overload;
 
 /// A connected socket.
 #[derive(Debug)]
@@ -25,12 +28,13 @@ pub enum Socket {
 pub struct Raw {
     ahead: BytesMut,
     socket: Socket,
+    _counted: overload::Socket,
 }
 
 impl Raw {
     /// A socket of which nothing has been read.
     pub fn new(socket: Socket) -> Self {
-        Self { ahead: BytesMut::new(), socket }
+        Self { ahead: BytesMut::new(), socket, _counted: overload::Socket::open() }
     }
 
     /// What has been read ahead.
@@ -154,7 +158,7 @@ impl Stream {
     /// # Errors
     /// What the socket or TLS says.
     pub async fn first_bytes(self, mut enough: impl FnMut(&[u8]) -> bool, limit: usize) -> io::Result<Ahead> {
-        let mut ahead = Ahead { bytes: BytesMut::with_capacity(1024), stream: self, reads: Arc::default() };
+        let mut ahead = Ahead { bytes: BytesMut::with_capacity(1024), ..Ahead::none(self) };
         while !enough(&ahead.bytes) && ahead.bytes.len() < limit {
             if ahead.stream.read_buf(&mut ahead.bytes).await? == 0 {
                 break;
@@ -220,12 +224,45 @@ pub struct Ahead {
     bytes: BytesMut,
     stream: Stream,
     reads: Arc<AtomicU32>,
+    writes: Arc<Writes>,
+    frames: Option<Box<Frames>>,
+}
+
+/// How writing to a peer goes, readable while the stream is in use elsewhere.
+#[derive(Debug, Default)]
+pub struct Writes {
+    written: AtomicU64,
+    blocked: AtomicBool,
+}
+
+impl Writes {
+    /// Bytes written so far, while the peer takes no more; `None`: it takes what there is.
+    pub fn blocked_at(&self) -> Option<u64> {
+        self.blocked.load(Ordering::Relaxed).then(|| self.written.load(Ordering::Relaxed))
+    }
+
+    /// How far a connection that is written to by itself has come.
+    pub fn stand(&self, written: u64, blocked: bool) {
+        self.written.store(written, Ordering::Relaxed);
+        self.blocked.store(blocked, Ordering::Relaxed);
+    }
+
+    fn note(&self, result: &Poll<io::Result<usize>>) {
+        match result {
+            Poll::Ready(Ok(count)) => {
+                self.written.fetch_add(*count as u64, Ordering::Relaxed);
+                self.blocked.store(false, Ordering::Relaxed);
+            }
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => self.blocked.store(true, Ordering::Relaxed),
+        }
+    }
 }
 
 impl Ahead {
     /// A stream of which nothing was read.
     pub fn none(stream: Stream) -> Self {
-        Self { bytes: BytesMut::new(), stream, reads: Arc::default() }
+        Self { bytes: BytesMut::new(), stream, reads: Arc::default(), writes: Arc::default(), frames: None }
     }
 
     /// Counts the reads that brought something; readable while the stream is in use elsewhere.
@@ -240,7 +277,32 @@ impl Ahead {
 
     /// A stream of which `bytes` were read.
     pub fn of(stream: Stream, bytes: BytesMut) -> Self {
-        Self { bytes, stream, reads: Arc::default() }
+        Self { bytes, ..Self::none(stream) }
+    }
+
+    /// How writing goes.
+    pub fn writes(&self) -> Arc<Writes> {
+        Arc::clone(&self.writes)
+    }
+
+    /// Ends the connection of an HTTP/2 peer that floods it.
+    #[must_use]
+    pub fn guarding(mut self, frames: Frames) -> Self {
+        self.frames = Some(Box::new(frames));
+        self
+    }
+
+    fn came(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let Some(frames) = &mut self.frames else { return Ok(()) };
+        frames.came(bytes).map_err(|flood| io::Error::new(io::ErrorKind::ConnectionAborted, flood))
+    }
+
+    fn went(&mut self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        self.writes.note(&result);
+        if let (Some(frames), Poll::Ready(Ok(count))) = (&mut self.frames, &result) {
+            frames.went(*count);
+        }
+        result
     }
 
     /// What was read.
@@ -259,21 +321,25 @@ impl AsyncRead for Ahead {
         let this = self.get_mut();
         if !this.bytes.is_empty() {
             let count = this.bytes.len().min(buf.remaining());
-            buf.put_slice(&this.bytes.split_to(count));
+            let taken = this.bytes.split_to(count);
             if this.bytes.is_empty() {
                 this.bytes = BytesMut::new();
             }
-            return Poll::Ready(Ok(()));
+            buf.put_slice(&taken);
+            return Poll::Ready(this.came(&taken));
         }
+        let before = buf.filled().len();
         ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
         this.reads.fetch_add(1, Ordering::Relaxed);
-        Poll::Ready(Ok(()))
+        Poll::Ready(this.came(buf.filled().get(before..).unwrap_or_default()))
     }
 }
 
 impl AsyncWrite for Ahead {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.stream).poll_write(cx, buf);
+        this.went(written)
     }
 
     fn poll_write_vectored(
@@ -281,7 +347,9 @@ impl AsyncWrite for Ahead {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, bufs)
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
+        this.went(written)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -19,6 +19,7 @@ use super::line::Log;
 use super::party;
 use super::record::{Downstream, Kind, Record, Wants};
 use super::watchtower::Watchtower;
+use crate::overload::Door;
 
 /// Most pointers to edges that are kept at once; beyond, all are forgotten and found again.
 const MOST_SHORTCUTS: usize = 4_096;
@@ -293,6 +294,15 @@ impl Tally {
             Blame::Slow | Blame::Connection => cells.ssl_connection_error.inc(),
         }
         self.tower.handshake_failed("upstream", cause);
+    }
+
+    /// Counts a connection that was closed as soon as it was accepted.
+    pub fn turned_away(&self, listener: &engine::Listener, why: Door) {
+        let cells = self.listener(listener);
+        match why {
+            Door::Full => cells.downstream_global_cx_overflow.inc(),
+            Door::Shed | Door::Open => cells.downstream_cx_overload_reject.inc(),
+        }
     }
 
     /// Counts what outlier detection did.

@@ -52,6 +52,8 @@ fn listener(direction: Direction) -> Arc<Listener> {
         reuse_port: true,
         transparent: false,
         freebind: false,
+        ignores_limit: false,
+        bypasses_overload: false,
         exact_balance: false,
         socket_options: Vec::new(),
         tcp_keepalive: None,

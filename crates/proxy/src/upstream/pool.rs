@@ -67,6 +67,11 @@ impl Pools {
         });
     }
 
+    /// Closes every HTTP/1 connection that is idle.
+    pub fn close_idle(&self) {
+        self.pools.borrow().values().for_each(|pool| pool.idle.borrow_mut().clear());
+    }
+
     /// Closes idle connections to endpoints that `keep` does not hold any more; busy ones end with their exchange.
     pub fn retain(&self, mut keep: impl FnMut(&Key) -> bool) {
         self.pools.borrow_mut().retain(|key, pool| {

@@ -19,13 +19,17 @@ use super::pool::{H1, Key, Link, Pool, Stream as H2Stream};
 use crate::h1::client::Client;
 use crate::http::body::UpBody;
 use crate::net::dial::{DialError, DialOptions, Target, dial};
-use crate::net::stream::Stream;
+use crate::net::frames::Frames;
+use crate::net::stream::{Ahead, Stream};
 use crate::shared::Shared;
 use crate::tls::server_name;
 use crate::worker::Worker;
 
 /// Most bytes of an upstream response's head; beyond it the answer is a protocol error.
 const MAX_RESPONSE_HEAD: usize = 64 * 1024;
+
+/// What one stream may hold of what the peer does not take.
+pub const SEND_BUFFER: usize = 256 << 10;
 
 /// A connection on which one request can be sent.
 #[derive(Debug)]
@@ -214,13 +218,16 @@ impl Reaching<'_> {
             .initial_connection_window_size(options.connection_window)
             .header_table_size(options.hpack_table_size)
             .max_header_list_size(MAX_RESPONSE_HEAD as u32)
+            .max_frame_size(16 << 10)
+            .max_send_buf_size(SEND_BUFFER)
             .max_concurrent_reset_streams(100);
         if let Some((interval, limit)) = options.keepalive {
             builder.keep_alive_interval(interval).keep_alive_timeout(limit).keep_alive_while_idle(true);
         }
         let Opened { stream, link, open } = opened;
+        let guarded = Ahead::none(stream).guarding(Frames::of_server());
         let (sender, connection) =
-            builder.handshake(TokioIo::new(stream)).await.map_err(|error| handshake_failure(&error))?;
+            builder.handshake(TokioIo::new(guarded)).await.map_err(|error| handshake_failure(&error))?;
         drive(connection, open);
         let most = options.max_concurrent_streams;
         let stream = self.pool.add_shared(sender, link, most, config.max_requests_per_connection);
@@ -261,6 +268,7 @@ impl Reaching<'_> {
     async fn open(&self, slot: Option<Slot>) -> Result<Opened, Failure> {
         let endpoint = self.want.endpoint;
         let tls = self.tls.map(|context| self.client_tls(context)).transpose()?;
+        self.make_room().await?;
         let open = Open::begin(self.pool, endpoint, slot);
         let stream = connect(self.want.cluster, &self.key.target, tls).await;
         let stream = stream.inspect_err(|_| {
@@ -268,6 +276,18 @@ impl Reaching<'_> {
         })?;
         let link = Rc::new(link_of(&stream));
         Ok(Opened { stream, link, open })
+    }
+
+    /// Where descriptors run out, idle connections to other endpoints make room.
+    async fn make_room(&self) -> Result<(), Failure> {
+        let overload = &self.worker.shared.overload;
+        if overload.may_dial() {
+            return Ok(());
+        }
+        self.worker.pools.close_idle();
+        // Their tasks close them in this turn of the runtime.
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        if overload.may_dial() { Ok(()) } else { Err(Kind::Overflow.into()) }
     }
 
     fn client_tls(&self, context: &Arc<UpstreamTls>) -> Result<Tls, Failure> {
@@ -295,6 +315,7 @@ pub async fn connect(cluster: &Cluster, target: &Target, tls: Option<Tls>) -> Re
         tls,
     };
     dial(target, options).await.map_err(|error| match error {
+        DialError::Exhausted => Kind::Overflow.into(),
         DialError::Timeout => Kind::ConnectTimeout.into(),
         DialError::Connect(error) => Failure::connect(&format!("delayed connect error: {}", system_text(&error))),
         DialError::Tls(error) => Failure::connect(&format!("TLS_error: {error}")),

@@ -2,7 +2,9 @@
 
 mod backend;
 mod files;
+mod hostile;
 mod http;
 mod limits;
+mod pressure;
 mod tcp;
 mod world;

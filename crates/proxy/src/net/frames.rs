@@ -1,0 +1,168 @@
+//! A look at the frames of an HTTP/2 peer, to notice one that keeps us busy without asking for anything.
+//!
+//! h2 bounds what a peer makes us hold: streams, header lists, reset streams, empty and tiny DATA frames. It does not
+//! bound frames that only cost time: PING, SETTINGS, PRIORITY, WINDOW_UPDATE, resets of streams that were served.
+//! Those draw on an allowance here, which honest use keeps filling: requests, bodies, bytes that we sent, and time.
+
+use std::time::Instant;
+
+/// Payload bytes are passed over; only the nine bytes of each head are looked at (RFC 9113 section 4.1).
+const HEAD: usize = 9;
+/// The most that a peer can save up.
+const MOST: f64 = 1000.0;
+/// What comes back each second.
+const EACH_SECOND: f64 = 100.0;
+/// Bytes sent to the peer for which it may say one thing more (acknowledging pings, opening windows).
+const BYTES_FOR_ONE: f64 = 1024.0;
+/// A head of so many bytes, compressed, is usual.
+const LONG_HEAD: usize = 4096;
+/// A request earns this, and a reset costs more: who takes back most of what it asks for is cut off.
+const REQUEST: f64 = 2.0;
+const RESET: f64 = 4.0;
+
+/// What was seen of one direction of a connection.
+#[derive(Debug)]
+pub struct Frames {
+    /// Bytes of the client's preface still to come.
+    preface: usize,
+    head: [u8; HEAD],
+    /// How much of a head is there.
+    have: usize,
+    /// Payload bytes still to pass over.
+    payload: usize,
+    allowance: f64,
+    filled: Option<Instant>,
+}
+
+/// The peer keeps us busy for nothing.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("more HTTP/2 control frames than any use explains")]
+pub struct Flood;
+
+impl Frames {
+    /// Frames of a client, after its preface.
+    pub fn of_client() -> Self {
+        Self::after(crate::door::preface::H2_PREFACE.len())
+    }
+
+    /// Frames of a server.
+    pub fn of_server() -> Self {
+        Self::after(0)
+    }
+
+    fn after(preface: usize) -> Self {
+        Self { preface, head: [0; HEAD], have: 0, payload: 0, allowance: MOST, filled: None }
+    }
+
+    /// Bytes came from the peer.
+    ///
+    /// # Errors
+    /// [`Flood`]: the connection is to be closed.
+    pub fn came(&mut self, mut bytes: &[u8]) -> Result<(), Flood> {
+        let skipped = self.preface.min(bytes.len());
+        self.preface -= skipped;
+        bytes = bytes.get(skipped..).unwrap_or_default();
+        while !bytes.is_empty() {
+            let skipped = self.payload.min(bytes.len());
+            self.payload -= skipped;
+            bytes = bytes.get(skipped..).unwrap_or_default();
+            if bytes.is_empty() {
+                break;
+            }
+            let room = self.head.get_mut(self.have..).unwrap_or_default();
+            let taken = room.len().min(bytes.len());
+            room.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+            self.have += taken;
+            bytes = bytes.get(taken..).unwrap_or_default();
+            if self.have == HEAD {
+                self.have = 0;
+                self.frame()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes went to the peer.
+    pub fn went(&mut self, count: usize) {
+        self.allowance = (self.allowance + count as f64 / BYTES_FOR_ONE).min(MOST);
+    }
+
+    fn frame(&mut self) -> Result<(), Flood> {
+        let [a, b, c, kind, ..] = self.head;
+        let length = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
+        self.payload = length;
+        let change = match kind {
+            // DATA; h2 bounds empty ones.
+            0 if length > 0 => 1.0,
+            // HEADERS; long ones are read and may be refused without end.
+            1 => REQUEST - (length.saturating_sub(LONG_HEAD) as f64 / BYTES_FOR_ONE),
+            // RST_STREAM
+            3 => -RESET,
+            _ => -1.0,
+        };
+        self.allowance = (self.allowance + change).min(MOST);
+        if self.allowance >= 0.0 {
+            return Ok(());
+        }
+        // The clock is read only when an allowance is used up.
+        let now = Instant::now();
+        let passed = self.filled.map_or(0.0, |filled| now.duration_since(filled).as_secs_f64());
+        let first = self.filled.replace(now).is_none();
+        self.allowance = if first { MOST } else { (self.allowance + passed * EACH_SECOND).min(MOST) };
+        if self.allowance >= 0.0 { Ok(()) } else { Err(Flood) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: u8, length: u8) -> Vec<u8> {
+        let mut bytes = vec![0, 0, length, kind, 0, 0, 0, 0, 0];
+        bytes.resize(HEAD + usize::from(length), 0);
+        bytes
+    }
+
+    /// How many frames of these kinds, over and over, are borne at once.
+    fn borne(kinds: &[(u8, u8)]) -> usize {
+        let mut frames = Frames::of_server();
+        let round: Vec<u8> = kinds.iter().flat_map(|(kind, length)| frame(*kind, *length)).collect();
+        (0..20_000).take_while(|_| frames.came(&round).is_ok()).count()
+    }
+
+    #[test]
+    fn floods_end_and_requests_do_not() {
+        // Twice the most, because the first shortage is forgiven.
+        for control in [(6, 8), (4, 0), (2, 5), (8, 4)] {
+            assert!((1999..2200).contains(&borne(&[control])), "{control:?}: {}", borne(&[control]));
+        }
+        assert!(borne(&[(3, 4)]) < 600, "resets");
+        assert!(borne(&[(1, 10), (3, 4)]) < 1200, "rapid reset: {}", borne(&[(1, 10), (3, 4)]));
+        assert_eq!(borne(&[(1, 10), (0, 100), (8, 4), (6, 8)]), 20_000, "calls with a ping and a window each");
+        assert_eq!(borne(&[(1, 10), (1, 10), (1, 10), (3, 4)]), 20_000, "every third call is taken back");
+    }
+
+    #[test]
+    fn bytes_sent_allow_for_windows() {
+        let mut frames = Frames::of_server();
+        let windows: Vec<u8> = [frame(8, 4), frame(8, 4)].concat();
+        for _ in 0..20_000 {
+            frames.went(16 << 10);
+            assert_eq!(frames.came(&windows), Ok(()));
+        }
+    }
+
+    #[test]
+    fn any_cut_sees_the_same() {
+        let mut bytes = crate::door::preface::H2_PREFACE.to_vec();
+        for _ in 0..700 {
+            bytes.extend([frame(1, 40), frame(6, 8), frame(3, 4), frame(2, 5)].concat());
+        }
+        for size in [1, 2, 7, 9, 10, 64, bytes.len()] {
+            let mut frames = Frames::of_client();
+            let seen: Vec<bool> = bytes.chunks(size).map(|chunk| frames.came(chunk).is_ok()).collect();
+            assert!(seen.iter().any(|fine| !fine), "cut in {size}");
+            assert!(seen.first().is_some_and(|fine| *fine || size == bytes.len()));
+        }
+    }
+}
