@@ -1,5 +1,6 @@
 //! One integration-test program for the crate: real handshakes, real sockets, real files, real Envoy.
 
+mod bombs;
 mod envoy;
 mod garbage;
 mod handshake;
