@@ -1,0 +1,88 @@
+//! What control planes, bootstrap files and users' declarations say.
+
+use compile::{Delivery, EncodeOptions, Mesh, Secrets};
+use engine::{Store, Update};
+use proto::json::{Format, parse_bootstrap};
+use proto::type_url::{CLUSTER, ENDPOINTS, LISTENER, ROUTE, SECRET};
+use resources::ParseOptions;
+
+const KINDS: [&str; 5] = [LISTENER, CLUSTER, ROUTE, ENDPOINTS, SECRET];
+
+/// A resource's wire bytes: the walk over all fields, the typed decode, the build. What was refused leaves the plan as
+/// it was.
+pub(crate) fn xds(data: &[u8]) {
+    let Some((kind, body)) = data.split_first() else { return };
+    let Some(type_url) = KINDS.get(usize::from(*kind) % KINDS.len()) else { return };
+    let findings = proto::surface::check_any(type_url, body);
+    let mut store = Store::new();
+    let before = store.plan().generation;
+    let update = |name: &str| Update {
+        type_url: (*type_url).into(),
+        name: name.into(),
+        body: Some(bytes::Bytes::copy_from_slice(body)),
+    };
+    let outcomes = store.apply(&[update("x")]);
+    for outcome in &outcomes {
+        if outcome.is_ok() {
+            assert!(findings.is_acceptable(), "taken, though {:?} is refused", findings.refusal());
+        }
+    }
+    store.stop_waiting();
+    assert!(store.plan().generation > before);
+    // The same again changes nothing about what is said.
+    assert_eq!(store.apply(&[update("x")]), outcomes);
+}
+
+/// A bootstrap as YAML.
+pub(crate) fn bootstrap(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let Ok((bootstrap, _)) = parse_bootstrap(&text, Format::Yaml) else { return };
+    let mut store = Store::new();
+    let _ = store.bootstrap(&bootstrap);
+    store.stop_waiting();
+    // What was read can be written and read again.
+    let written = proto::json::to_yaml(&bootstrap);
+    let (again, _) = parse_bootstrap(&written, Format::Yaml).unwrap_or_else(|faults| panic!("{faults:?}:\n{written}"));
+    assert_eq!(proto::json::to_yaml(&again), written);
+}
+
+/// Declarations as YAML: read, compiled, and encoded for every workload. What we encode our own engine takes.
+pub(crate) fn yaml(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let parsed = resources::parse(&text, &ParseOptions::of_file("mesh.yaml"));
+    for finding in &parsed.diagnostics {
+        let _ = resources::render(finding, Some(&text), false);
+    }
+    let (mesh, _) = Mesh::compile(&parsed.entries);
+    let secrets = Secrets::Files { directory: "certs".to_owned() };
+    for delivery in [Delivery::Ads, Delivery::Static] {
+        let options = EncodeOptions { delivery, secrets: secrets.clone() };
+        for key in mesh.workload_keys().take(8) {
+            taken(&compile::encode(&mesh, key, &options));
+        }
+    }
+}
+
+fn taken(snapshot: &compile::Snapshot) {
+    let kinds = [
+        (LISTENER, &snapshot.listeners),
+        (ROUTE, &snapshot.routes),
+        (CLUSTER, &snapshot.clusters),
+        (ENDPOINTS, &snapshot.endpoints),
+    ];
+    let updates: Vec<Update> = kinds
+        .iter()
+        .flat_map(|(type_url, resources)| {
+            resources.iter().map(|resource| Update {
+                type_url: (*type_url).into(),
+                name: resource.name.as_str().into(),
+                body: Some(bytes::Bytes::from(resource.body.value.clone())),
+            })
+        })
+        .collect();
+    for outcome in Store::new().apply(&updates) {
+        if let Err(error) = outcome {
+            panic!("what we encode we refuse: {error}");
+        }
+    }
+}

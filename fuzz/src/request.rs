@@ -1,0 +1,198 @@
+//! Requests: the head as HTTP/1 brings it, made canonical, and the path alone.
+
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use engine::path::{Canonical, EscapedSlashes, PathOptions};
+use engine::{ConnectionFacts, Dice, HttpManager, NetworkFilter, Plan, Store};
+use http::{Method, Request, StatusCode, header};
+use proto::json::{Format, parse_bootstrap};
+use proxy::h1::probe;
+use proxy::http::arrive;
+use proxy::report::record::Downstream;
+
+/// An edge's manager: strict, with everything switched on that changes a head.
+const EDGE: &str = r#"
+static_resources:
+  listeners:
+  - name: in
+    address: {socket_address: {address: 127.0.0.1, port_value: 8080}}
+    filter_chains:
+    - filters:
+      - name: http
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: in
+          use_remote_address: true
+          merge_slashes: true
+          path_with_escaped_slashes_action: UNESCAPE_AND_FORWARD
+          strip_matching_host_port: true
+          strip_trailing_host_dot: true
+          via: fuzz
+          upgrade_configs: [{upgrade_type: websocket}]
+          http_protocol_options: {accept_http_10: true, default_host_for_http_10: old.test}
+          common_http_protocol_options: {headers_with_underscores_action: DROP_HEADER}
+          route_config: {virtual_hosts: [{name: all, domains: ["*"], routes: [{match: {prefix: /}, direct_response: {status: 200}}]}]}
+          http_filters: [{name: r, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}]
+"#;
+
+struct Edge {
+    plan: Arc<Plan>,
+    manager: Arc<HttpManager>,
+    downstream: Downstream,
+}
+
+fn edge() -> &'static Edge {
+    static EDGE_OF_ALL: OnceLock<Edge> = OnceLock::new();
+    EDGE_OF_ALL.get_or_init(|| {
+        let (bootstrap, _) = parse_bootstrap(EDGE, Format::Yaml).expect("the edge's bootstrap");
+        let mut store = Store::new();
+        store.bootstrap(&bootstrap).expect("the edge's resources");
+        let plan = store.plan();
+        let listener = Arc::clone(plan.listener("in").expect("the edge's listener"));
+        let chain = Arc::clone(listener.chains.iter().next().expect("its chain"));
+        let manager = chain.filters.iter().find_map(|filter| match filter {
+            NetworkFilter::Http(manager) => Some(Arc::clone(manager)),
+            _ => None,
+        });
+        let downstream = Downstream { facts: stranger(), listener, chain: Some(chain), own_uri: None };
+        Edge { plan, manager: manager.expect("its manager"), downstream }
+    })
+}
+
+/// A plaintext client from outside.
+fn stranger() -> ConnectionFacts {
+    ConnectionFacts {
+        direct_remote: ([192, 0, 2, 7], 40_000).into(),
+        remote: ([192, 0, 2, 7], 40_000).into(),
+        local: ([127, 0, 0, 1], 8080).into(),
+        server_name: None,
+        tls: false,
+        application_protocols: Vec::new(),
+        negotiated_protocol: None,
+        peer: None,
+        tls_version: None,
+        tls_cipher: None,
+        id: 1,
+    }
+}
+
+/// A client's bytes: every head made canonical; and what was read means the same when it is framed anew.
+pub(crate) fn http1(data: &[u8]) {
+    let (requests, fault) = probe::requests(data);
+    // A head has at least a request line and an empty line: more heads than lines were never sent.
+    assert!(requests.len() <= data.split(|byte| *byte == b'\n').count());
+    let mut again = Vec::new();
+    for request in &requests {
+        write(&mut again, request);
+    }
+    let (second, refused) = probe::requests(&again);
+    assert_eq!((second.len(), refused.is_none()), (requests.len(), true), "{:?}", String::from_utf8_lossy(&again));
+    for (first, second) in requests.iter().zip(&second) {
+        assert_eq!((first.method(), first.uri(), first.body()), (second.method(), second.uri(), second.body()));
+    }
+    for request in requests {
+        judge(request);
+    }
+    let _ = fault;
+}
+
+/// A request in framing of our own.
+fn write(out: &mut Vec<u8>, request: &Request<Bytes>) {
+    out.extend(format!("{} {} HTTP/1.1\r\n", request.method(), request.uri()).bytes());
+    for (name, value) in request.headers() {
+        if *name != header::CONTENT_LENGTH && *name != header::TRANSFER_ENCODING {
+            out.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
+        }
+    }
+    out.extend(format!("content-length: {}\r\n\r\n", request.body().len()).bytes());
+    out.extend_from_slice(request.body());
+}
+
+/// A server's bytes, as the answer to some method.
+pub(crate) fn answer(data: &[u8]) {
+    let Some((method, data)) = data.split_first() else { return };
+    let method = [Method::GET, Method::HEAD, Method::CONNECT][usize::from(*method) % 3].clone();
+    let (answers, _) = probe::responses(data, &method);
+    for answer in answers {
+        let bare =
+            method == Method::HEAD || answer.status().is_informational() || answer.status() == StatusCode::NO_CONTENT;
+        assert!(!bare || answer.body().is_empty());
+        let said =
+            answer.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+        let whole = bare
+            || answer.status() == StatusCode::NOT_MODIFIED
+            || method == Method::CONNECT
+            || answer.status() == StatusCode::SWITCHING_PROTOCOLS;
+        assert!(whole || said.is_none_or(|said| said == answer.body().len()));
+    }
+}
+
+/// What must hold of every head that is served.
+fn judge(request: Request<Bytes>) {
+    let edge = edge();
+    let mut dice = Dice::new(1);
+    let (parts, _) = request.into_parts();
+    let Ok(head) = arrive::canonical(&edge.manager, &edge.downstream, parts, &mut dice) else {
+        return;
+    };
+    assert!(!head.internal, "a stranger is internal");
+    assert_eq!(head.remote, stranger().remote.ip(), "a stranger names its own address");
+    assert!(!head.authority.bytes().any(|byte| byte <= b' ' || matches!(byte, b'/' | b'\\' | b'@' | b',' | b'#')));
+    assert!(head.path.bytes().all(|byte| byte > b' ' && byte != 0x7f), "{:?}", head.path);
+    for name in ["host", "connection", "transfer-encoding", "keep-alive", "x-envoy-internal", "x-envoy-retry-on"] {
+        assert!(!head.headers.contains_key(name), "{name} is left");
+    }
+    assert!(head.headers.keys().all(|name| !name.as_str().contains('_')));
+    if head.method != Method::CONNECT {
+        assert!(head.path.starts_with('/') || head.path == "*", "{:?}", head.path);
+        assert_eq!(engine::path::canonical(&head.path, &edge.manager.path), Canonical::Same, "{:?}", head.path);
+    }
+    let facts = engine::Facts {
+        connection: &edge.downstream.facts,
+        method: head.method.as_str(),
+        path: &head.path,
+        authority: &head.authority,
+        scheme: head.scheme,
+        headers: &head.headers,
+        protocol: engine::facts::Protocol::Http11,
+        remote: head.remote,
+        started: std::time::SystemTime::UNIX_EPOCH,
+        metadata: None,
+    };
+    let now = engine::Moment::at(std::time::Duration::ZERO);
+    let _ = engine::decide(&edge.plan, &edge.manager, &facts, now, &mut dice);
+}
+
+/// What is canonical stays canonical, in every mode.
+pub(crate) fn path(data: &[u8]) {
+    let Some((mode, rest)) = data.split_first() else { return };
+    let path = format!("/{}", String::from_utf8_lossy(rest));
+    let options = PathOptions {
+        normalize: mode & 1 != 0,
+        merge_slashes: mode & 2 != 0,
+        escaped_slashes: match mode >> 2 & 3 {
+            0 => EscapedSlashes::Keep,
+            1 => EscapedSlashes::Reject,
+            2 => EscapedSlashes::Redirect,
+            _ => EscapedSlashes::Forward,
+        },
+        strip_matching_port: mode & 16 != 0,
+        strip_any_port: mode & 32 != 0,
+        strip_trailing_dot: mode & 64 != 0,
+    };
+    match engine::path::canonical(&path, &options) {
+        Canonical::Changed(changed) | Canonical::Redirect(changed) => {
+            assert_eq!(engine::path::canonical(&changed, &options), Canonical::Same, "{path:?} -> {changed:?}");
+            assert!(changed.starts_with('/'), "{changed:?}");
+            if options.normalize {
+                let bare = changed.split('?').next().unwrap_or_default();
+                assert!(!bare.split('/').any(|part| part == ".." || part == "."), "{changed:?}");
+            }
+        }
+        Canonical::Same | Canonical::Reject(_) => {}
+    }
+    let authority = engine::path::authority(&path, &options, 8080).into_owned();
+    let again = engine::path::authority(&authority, &options, 8080).into_owned();
+    assert!(again.len() <= authority.len());
+}
