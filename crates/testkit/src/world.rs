@@ -26,6 +26,24 @@ pub enum ProxyProgram {
     Envoy(PathBuf),
 }
 
+impl ProxyProgram {
+    /// A command that begins to run it.
+    pub(crate) fn command(&self) -> Command {
+        match self {
+            Self::Tulle(program) => {
+                let mut command = Command::new(program);
+                command.arg("proxy");
+                command
+            }
+            Self::Envoy(program) => {
+                let mut command = Command::new(program);
+                command.args(["--use-dynamic-base-id", "--log-level", "warning"]);
+                command
+            }
+        }
+    }
+}
+
 /// Proxies and recorders. Processes end with it.
 #[derive(Debug)]
 pub struct World {
@@ -234,18 +252,7 @@ impl World {
 
     fn spawn(&self, id: &str, file: &Path) -> Result<Child> {
         let log = std::fs::File::create(self.directory.path().join(format!("{id}.log")))?;
-        let mut command = match &self.program {
-            ProxyProgram::Tulle(program) => {
-                let mut command = Command::new(program);
-                command.arg("proxy");
-                command
-            }
-            ProxyProgram::Envoy(program) => {
-                let mut command = Command::new(program);
-                command.args(["--use-dynamic-base-id", "--log-level", "warning"]);
-                command
-            }
-        };
+        let mut command = self.program.command();
         command.arg("-c").arg(file).args(["--concurrency", "1"]);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).kill_on_drop(true);
         command.spawn().with_context(|| format!("start the proxy of {id}"))
@@ -311,7 +318,7 @@ fn admin(workload: &Placed) -> SocketAddr {
     SocketAddr::from(([127, 80, 0, workload.number], 15000))
 }
 
-fn tail(bytes: &[u8]) -> String {
+pub(crate) fn tail(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let lines: Vec<_> = text.lines().rev().take(12).collect();
     lines.into_iter().rev().collect::<Vec<_>>().join("\n    ")
