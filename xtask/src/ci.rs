@@ -30,6 +30,7 @@ const STEPS: &[Step] = &[
     ("docs", || xtask(&["docs", "--check"])),
     ("scenarios", || scenarios(&[])),
     ("scenarios-envoy", || scenarios(&["--judge", "envoy"])),
+    ("floods", || xtask(&["floods", "--seconds", "3"])),
     ("interop", || xtask(&["interop"])),
     ("demo-loopback", || demo::check("loopback")),
     ("demo-userns", || demo::check("userns")),
@@ -81,13 +82,21 @@ fn xtask(arguments: &[&str]) -> Result<bool> {
     Ok(Command::new(std::env::current_exe()?).args(arguments).stdin(Stdio::null()).status()?.success())
 }
 
+/// The files of the repository's own behaviour tables.
+pub(crate) fn scenario_files() -> Result<Vec<String>> {
+    let mut files = Vec::new();
+    for directory in ["tests/scenarios", "tests/scenarios/xds"] {
+        let entries = std::fs::read_dir(Path::new(directory))?.filter_map(Result::ok);
+        let paths = entries.map(|entry| entry.path().display().to_string());
+        files.extend(paths.filter(|file| file.ends_with(".yaml") && !file.ends_with("fixtures.yaml")));
+    }
+    files.sort();
+    Ok(files)
+}
+
 /// The repository's own behaviour tables.
 fn scenarios(flags: &[&str]) -> Result<bool> {
-    let mut files: Vec<String> = std::fs::read_dir(Path::new("tests/scenarios"))?
-        .filter_map(|entry| Some(entry.ok()?.path().display().to_string()))
-        .filter(|file| file.ends_with(".yaml") && !file.ends_with("fixtures.yaml"))
-        .collect();
-    files.sort();
+    let files = scenario_files()?;
     let files: Vec<&str> = files.iter().map(String::as_str).collect();
     xtask(&[&["cases"], flags, files.as_slice()].concat())
 }

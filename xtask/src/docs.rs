@@ -4,6 +4,8 @@ use std::fmt::Write;
 
 use anyhow::{Context, Result};
 
+use crate::asked;
+
 /// Write the reference pages that come from code, or check that they are up to date
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  cargo xtask docs\n  cargo xtask docs --check")]
@@ -13,16 +15,15 @@ pub(crate) struct Args {
     check: bool,
 }
 
-type Page = (&'static str, fn() -> String);
+type Page = (&'static str, fn() -> Result<String>);
 
-const PAGES: &[Page] =
-    &[("docs/reference/xds.md", proto::surface::reference_page), ("docs/reference/diagnostics.md", diagnostics)];
+const PAGES: &[Page] = &[("docs/reference/xds.md", surface), ("docs/reference/diagnostics.md", || Ok(diagnostics()))];
 
 /// Writes or compares; true when all is well.
 pub(crate) fn run(args: &Args) -> Result<bool> {
     let mut stale = 0;
     for (path, page) in PAGES {
-        let text = page();
+        let text = page()?;
         if !args.check {
             std::fs::write(path, text).with_context(|| (*path).to_owned())?;
         } else if std::fs::read_to_string(path).unwrap_or_default() != text {
@@ -32,6 +33,11 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     }
     println!("docs: {} pages, {stale} stale", PAGES.len());
     Ok(stale == 0)
+}
+
+/// What the proxy honours, and what of it the scenarios ask.
+fn surface() -> Result<String> {
+    Ok(proto::surface::reference_page(&asked::asked()?))
 }
 
 /// Every diagnostic code, as `tulle explain` tells it.

@@ -1,5 +1,6 @@
 //! Developer tasks: `cargo xtask --help`.
 
+mod asked;
 mod bench;
 mod cases;
 mod ci;
@@ -8,6 +9,8 @@ mod cost;
 mod demo;
 mod deny;
 mod docs;
+mod floods;
+mod fuzz;
 mod growth;
 mod interop;
 mod layers;
@@ -44,6 +47,8 @@ enum Task {
     Promises(promises::Args),
     Bench(bench::Args),
     Interop(interop::Args),
+    Fuzz(fuzz::Args),
+    Floods(floods::Args),
     Ci(ci::Args),
 }
 
@@ -57,6 +62,8 @@ fn main() -> ExitCode {
         Task::Deny => deny::run(),
         Task::Setup => setup::run(),
         Task::Interop(args) => interop::run(&args),
+        Task::Fuzz(args) => fuzz::run(&args),
+        Task::Floods(args) => floods::run(&args),
         Task::Promises(args) => promises::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::Docs(args) => docs::run(&args),

@@ -93,6 +93,20 @@ pub(super) async fn find_the_sick(topology: &Topology, request: &table::Ask) -> 
     bail!("the proxy still calls endpoints that always fail");
 }
 
+/// Sends all requests of a case about one proxy.
+pub(super) async fn directly(to: SocketAddr, request: &table::Ask, expect: &Expect) -> Result<Vec<Answer>> {
+    let target = spoken_to(to, request, request.authority.clone().unwrap_or_else(|| "web.test".to_owned()))?;
+    let mut answers = rounds(&target, request, expect, 0).await;
+    if let Some(count) = request.requests_after {
+        tokio::time::sleep(Duration::from_millis(request.wait_ms.unwrap_or(0))).await;
+        answers.extend(many(&target, count, 1, 1).await);
+    }
+    if expect.mirrored_to.is_some() {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    Ok(answers)
+}
+
 /// Where to connect, and what to say.
 struct Target {
     to: SocketAddr,

@@ -4,6 +4,7 @@ mod ask;
 mod expect;
 mod group;
 mod health;
+pub(crate) mod single;
 mod statistics;
 
 use std::path::{Path, PathBuf};
@@ -53,18 +54,29 @@ const INSIDE: &str = "TULLE_XTASK_INSIDE";
 
 /// Runs the tables; true when every counted case passed.
 pub(crate) fn run(args: &Args) -> Result<bool> {
-    let Some(tulle) = std::env::var_os(INSIDE) else { return run_inside(args) };
+    let Some(tulle) = inside() else { return run_inside(args.tulle.as_ref()) };
+    raise_loopback()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(run_tables(args, tulle))
+}
+
+/// The `tulle` to use, in the process that runs inside its own network namespace.
+pub(crate) fn inside() -> Option<PathBuf> {
+    std::env::var_os(INSIDE).map(Into::into)
+}
+
+/// A new network namespace has a loopback device that is down.
+pub(crate) fn raise_loopback() -> Result<()> {
     let status = Command::new("ip").args(["link", "set", "lo", "up"]).status().context("`ip` (package iproute2)")?;
     if !status.success() {
         bail!("cannot raise the loopback device of the new network namespace");
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(run_tables(args, tulle.into()))
+    Ok(())
 }
 
 /// Builds `tulle` and starts this program again in a network namespace of its own.
-fn run_inside(args: &Args) -> Result<bool> {
-    let tulle = match &args.tulle {
+pub(crate) fn run_inside(tulle: Option<&PathBuf>) -> Result<bool> {
+    let tulle = match tulle {
         Some(path) => path.clone(),
         None => build_tulle()?,
     };
@@ -97,9 +109,15 @@ async fn run_tables(args: &Args, tulle: PathBuf) -> Result<bool> {
         Judge::Tulle => ProxyProgram::Tulle(tulle.clone()),
         Judge::Envoy => ProxyProgram::Envoy(crate::setup::envoy()?),
     };
-    let mut world = World::new(tulle, program)?;
+    let mut world = World::new(tulle, program.clone())?;
     let mut count = Count::default();
     for file in &args.files {
+        if single::is_table(file) {
+            let own = single::run(file, args, &program).await?;
+            count.passed += own.passed;
+            count.failed += own.failed;
+            continue;
+        }
         let table: Table = table::read(file)?;
         let fixture = fixture(file)?;
         let cases: Vec<&Case> = table.cases.iter().filter(|case| !left_out(args, case)).collect();
