@@ -8,6 +8,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
+use crate::frames::{Frame, Frames, flag, kind};
 use crate::head::{self, Reply};
 
 /// A request, protocol apart.
@@ -182,6 +183,31 @@ async fn exchange(
         reply.trailers = list(&trailers);
     }
     Ok(Some(reply))
+}
+
+/// Sends one request over HTTP/2 whose header block is given field by field, whatever it says. Of the answer only the status
+/// is read; `None` when the stream or the connection was ended without one.
+///
+/// # Errors
+/// When the connection is refused.
+pub async fn http2_fields(to: SocketAddr, fields: &[(Vec<u8>, Vec<u8>)], body: Option<&[u8]>) -> Result<Option<Reply>> {
+    let fields: Vec<(&[u8], &[u8])> = fields.iter().map(|(name, value)| (&**name, &**value)).collect();
+    let mut frames = Frames::open(to).await?;
+    frames.send(&Frame::headers(1, body.is_none(), &fields)).await;
+    if let Some(body) = body {
+        frames.send(&Frame::new(kind::DATA, flag::END_STREAM, 1, body)).await;
+    }
+    let mut reply = None;
+    while let Some(frame) = frames.next(PATIENCE).await {
+        if let Some(status) = frame.status().filter(|status| *status >= 200) {
+            reply = Some(Reply { status, ..Reply::default() });
+        }
+        let ended = matches!(frame.kind, kind::DATA | kind::HEADERS) && frame.flags & flag::END_STREAM != 0;
+        if ended || matches!(frame.kind, kind::RST_STREAM | kind::GOAWAY) {
+            break;
+        }
+    }
+    Ok(reply)
 }
 
 fn list(headers: &http::HeaderMap) -> Vec<(String, String)> {

@@ -3,6 +3,7 @@
 //! For developers; nothing that ships depends on it.
 
 pub mod client;
+pub mod frames;
 pub mod head;
 pub mod issue;
 pub mod oracle;

@@ -38,6 +38,8 @@ pub struct Record {
     pub headers: Vec<(String, String)>,
     /// The body.
     pub body: Vec<u8>,
+    /// The whole body came.
+    pub complete: bool,
 }
 
 impl Record {
@@ -222,14 +224,14 @@ impl Backend {
         let at = Instant::now();
         let (head, body) = request.into_parts();
         self.log.enter(&self.name);
-        let body = body.collect().await.map(|all| all.to_bytes()).unwrap_or_default();
+        let body = body.collect().await.ok().map(|all| all.to_bytes().to_vec());
         if is_check(&head.headers) {
             self.log.leave(&self.name);
             return Ok(self.reply(self.behaviour().always.unwrap_or(200), None));
         }
         let authority = text(head.headers.get(http::header::HOST));
         let path = head.uri.path_and_query().map_or_else(|| head.uri.to_string(), ToString::to_string);
-        self.record(at, id, "http1", head.method.as_str(), path, authority, &head.headers, body.to_vec());
+        self.record(at, id, "http1", head.method.as_str(), path, authority, &head.headers, body);
         let deed = self.deed(&head.headers);
         self.wait(&head.headers).await;
         self.log.leave(&self.name);
@@ -288,11 +290,7 @@ impl Backend {
         let at = Instant::now();
         let (head, mut incoming) = request.into_parts();
         self.log.enter(&self.name);
-        let mut body = Vec::new();
-        while let Some(Ok(chunk)) = incoming.data().await {
-            let _ = incoming.flow_control().release_capacity(chunk.len());
-            body.extend_from_slice(&chunk);
-        }
+        let body = read_body(&mut incoming).await;
         if is_check(&head.headers) {
             self.log.leave(&self.name);
             self.reply_check(&mut respond);
@@ -354,7 +352,7 @@ impl Backend {
     async fn serve_tcp(self: Arc<Self>, mut stream: TcpStream, id: u64) {
         let mut buffer = vec![0u8; 16 * 1024];
         let Ok(count @ 1..) = stream.read(&mut buffer).await else { return };
-        let body = buffer.iter().take(count).copied().collect();
+        let body = Some(buffer.iter().take(count).copied().collect());
         self.record(Instant::now(), id, "tcp", "", String::new(), String::new(), &HeaderMap::new(), body);
         if stream.write_all(format!("{}\n", self.name).as_bytes()).await.is_err() {
             return;
@@ -373,7 +371,7 @@ impl Backend {
         path: String,
         authority: String,
         headers: &HeaderMap,
-        body: Vec<u8>,
+        body: Option<Vec<u8>>,
     ) {
         let headers = headers.iter().map(|(name, value)| (name.to_string(), text(Some(value)))).collect();
         lock(&self.log.records).push(Record {
@@ -385,7 +383,8 @@ impl Backend {
             path,
             authority,
             headers,
-            body,
+            complete: body.is_some(),
+            body: body.unwrap_or_default(),
         });
     }
 
@@ -431,6 +430,17 @@ impl Backend {
 /// A health check of a proxy; it is answered and not written down.
 fn is_check(headers: &HeaderMap) -> bool {
     text(headers.get("user-agent")) == "Envoy/HC"
+}
+
+/// The whole body; `None` when it broke off.
+async fn read_body(incoming: &mut h2::RecvStream) -> Option<Vec<u8>> {
+    let mut body = Vec::new();
+    while let Some(chunk) = incoming.data().await {
+        let chunk = chunk.ok()?;
+        let _ = incoming.flow_control().release_capacity(chunk.len());
+        body.extend_from_slice(&chunk);
+    }
+    Some(body)
 }
 
 /// `x-stream: NxTms`.

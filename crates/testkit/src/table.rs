@@ -197,8 +197,8 @@ pub struct Ask {
     pub jwt_in: Option<Value>,
     /// True: do not touch the path; a text: the whole byte stream.
     pub raw: Option<Value>,
-    /// The whole HTTP/2 header block.
-    pub h2_headers: Option<Value>,
+    /// The whole HTTP/2 header block: names and values, in order, each character a byte.
+    pub h2_headers: Option<Vec<(String, String)>>,
     /// `header:NAME`, `query:NAME`, `cookie:NAME`, `source_ip`.
     pub hash_key: Option<String>,
     /// How many keys.
