@@ -12,13 +12,13 @@ use proto::envoy::extensions::retry::priority::previous_priorities::v3::Previous
 
 use super::route::header_mutation;
 use super::value::{header, header_key, header_name, inline_bytes, runtime_fraction, substitution, template};
-use super::{Context, filters, number, type_name};
+use super::{Context, filters, flag, number, type_name};
 use crate::dice::Fraction;
 use crate::matcher::{HeaderKey, PathTemplate, TemplateRewrite};
 use crate::retry::{RateLimitedBackOff, RetryOn, RetryPolicy};
 use crate::routes::{
     AppendAction, ClusterChoice, DEFAULT_TIMEOUT, DirectResponse, ForwardAction, HashPolicy, HashSource,
-    HeaderAddition, HostRewrite, MirrorPolicy, PathChange, Priority, Redirect, RedirectPath, WeightedCluster,
+    HeaderAddition, HostRewrite, MirrorPolicy, PathChange, Priority, Redirect, RedirectPath, Upgrade, WeightedCluster,
     WeightedClusters, status,
 };
 
@@ -73,6 +73,20 @@ pub(super) fn forward(
         mirrors: if own_mirrors.is_empty() { defaults.mirrors.to_vec() } else { own_mirrors },
         priority: if message.priority == 1 { Priority::High } else { Priority::Default },
         hash: cx.list("hash_policy", &message.hash_policy, hash_policy),
+        upgrades: cx.list("upgrade_configs", &message.upgrade_configs, upgrade),
+    })
+}
+
+fn upgrade(cx: &mut Context<'_>, message: &xds::route_action::UpgradeConfig) -> Option<Upgrade> {
+    let name = message.upgrade_type.to_ascii_lowercase();
+    let terminate = message.connect_config.is_some();
+    if terminate && name != "connect" {
+        return cx.field("connect_config", |cx| cx.refuse("is for the upgrade type CONNECT alone"));
+    }
+    cx.needed("upgrade_type", &name).map(|name| Upgrade {
+        name,
+        enabled: flag(message.enabled.as_ref(), true),
+        terminate,
     })
 }
 

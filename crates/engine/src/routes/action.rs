@@ -58,6 +58,27 @@ pub struct ForwardAction {
     pub priority: Priority,
     /// What ring hash and Maglev go by, in order.
     pub hash: Vec<HashPolicy>,
+    /// Upgrades, for whom the manager's list does not count.
+    pub upgrades: Vec<Upgrade>,
+}
+
+/// An upgrade that a route names (`envoy.config.route.v3.RouteAction.UpgradeConfig`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upgrade {
+    /// Its name in lower case; `connect` for the method of that name.
+    pub name: Arc<str>,
+    /// Whether requests may ask for it. Default true.
+    pub enabled: bool,
+    /// CONNECT ends here: what the client sends afterwards goes to the endpoint as bytes.
+    pub terminate: bool,
+}
+
+impl ForwardAction {
+    /// What the route says of an upgrade.
+    #[must_use]
+    pub fn upgrade(&self, name: &str) -> Option<&Upgrade> {
+        self.upgrades.iter().find(|upgrade| *upgrade.name == *name)
+    }
 }
 
 /// Priorities have circuit limits of their own.

@@ -12,7 +12,7 @@ use http::StatusCode;
 pub use action::{
     AppendAction, ClusterChoice, DEFAULT_TIMEOUT, DirectResponse, ForwardAction, HashPolicy, HashSource,
     HeaderAddition, HeaderMutation, HostRewrite, MirrorPolicy, PathChange, Priority, Redirect, RedirectPath,
-    RouteAction, WeightedCluster, WeightedClusters,
+    RouteAction, Upgrade, WeightedCluster, WeightedClusters,
 };
 pub use hosts::HostIndex;
 pub(crate) use hosts::without_port;
