@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::report::record::Downstream;
 use bytes::Bytes;
+use engine::framing;
 use engine::http_manager::{ForwardClientCertMode, HttpManager, Underscores};
 use engine::path::Canonical;
 use engine::reply::{Flags, LocalReply};
@@ -29,9 +30,12 @@ pub struct Head {
     pub remote: IpAddr,
     /// The request came from the mesh's own network.
     pub internal: bool,
-    /// The upgrade that it asks for, lower case.
+    /// The upgrade that it asks for, lower case; `connect` for a CONNECT request.
     pub upgrade: Option<String>,
 }
+
+/// The name under which upgrades list the method CONNECT.
+pub(super) const CONNECT: &str = "connect";
 
 pub(super) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub(super) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -73,16 +77,22 @@ pub fn canonical(
     dice: &mut Dice,
 ) -> Result<Head, LocalReply> {
     let connection = &downstream.facts;
-    let request::Parts { method, uri, version, mut headers, .. } = parts;
+    let request::Parts { mut method, uri, version, mut headers, mut extensions, .. } = parts;
     check_version(manager, version)?;
     check_headers(manager, version, &mut headers)?;
     let authority = authority(manager, connection, &uri, version, &method, &mut headers)?;
+    let mut upgrade = hop_by_hop(version, &mut headers);
+    if method == Method::CONNECT {
+        upgrade = Some(CONNECT.to_owned());
+        if let Some(protocol) = extensions.remove::<hyper::ext::Protocol>() {
+            // Extended CONNECT (RFC 8441) is what an upgrade is in HTTP/2: a request like any other, with a path.
+            upgrade = Some(protocol.as_str().to_ascii_lowercase());
+            method = Method::GET;
+        }
+    }
     let path = path(manager, &uri, &method)?;
-    let upgrade = hop_by_hop(version, &mut headers);
-    if let Some(name) = &upgrade
-        && !manager.allows_upgrade(name)
-    {
-        return Err(refuse(StatusCode::FORBIDDEN, "upgrade_failed"));
+    if version == Version::HTTP_2 {
+        join_cookies(&mut headers);
     }
     let (remote, internal) = client_address(manager, connection, &mut headers);
     sanitize(manager, internal, &mut headers);
@@ -95,36 +105,49 @@ pub fn canonical(
     Ok(Head { method, path, authority, scheme, headers, remote, internal, upgrade })
 }
 
-fn refuse(status: StatusCode, details: &'static str) -> LocalReply {
+pub(super) fn refuse(status: StatusCode, details: &'static str) -> LocalReply {
     LocalReply::error(status, "", details, Flags::NONE)
+}
+
+/// The answer to a request that breaks HTTP.
+pub(super) fn malformed(status: StatusCode, details: &'static str) -> LocalReply {
+    let reason = status.canonical_reason().unwrap_or_default();
+    LocalReply::error(status, reason, details, Flags::DOWNSTREAM_PROTOCOL_ERROR)
 }
 
 fn check_version(manager: &HttpManager, version: Version) -> Result<(), LocalReply> {
     match version {
-        Version::HTTP_10 if !manager.http1.accept_http_10 => Err(refuse(StatusCode::UPGRADE_REQUIRED, "low_version")),
-        Version::HTTP_09 => Err(refuse(StatusCode::UPGRADE_REQUIRED, "low_version")),
+        Version::HTTP_10 if !manager.http1.accept_http_10 => {
+            Err(malformed(StatusCode::UPGRADE_REQUIRED, "low_version"))
+        }
+        Version::HTTP_09 => Err(malformed(StatusCode::UPGRADE_REQUIRED, "low_version")),
         _ => Ok(()),
     }
 }
 
 fn check_headers(manager: &HttpManager, version: Version, headers: &mut HeaderMap) -> Result<(), LocalReply> {
-    if headers.contains_key(header::TRANSFER_ENCODING) {
-        // hyper reads chunked and nothing else; both framings at once are how requests are smuggled.
-        let once = headers.get_all(header::TRANSFER_ENCODING).iter().count() == 1;
-        if !once || headers.contains_key(header::CONTENT_LENGTH) || version == Version::HTTP_10 {
-            return Err(refuse(StatusCode::BAD_REQUEST, "http1.content_length_and_chunked_not_allowed"));
-        }
+    let values = |name: HeaderName| headers.get_all(name).into_iter().map(HeaderValue::as_bytes);
+    let (codings, lengths) = (values(header::TRANSFER_ENCODING), values(header::CONTENT_LENGTH));
+    let length = framing::request_length(version == Version::HTTP_11, codings, lengths)
+        .map_err(|fault| malformed(fault.status(), fault.details()))?;
+    if let framing::Length::Exact(length) = length
+        && headers
+            .get(header::CONTENT_LENGTH)
+            .is_some_and(|value| value.len() > 1 && value.as_bytes().starts_with(b"0"))
+    {
+        // Some take a leading zero for octal.
+        headers.insert(header::CONTENT_LENGTH, length.into());
     }
     if headers.len() > manager.max_headers_count as usize {
-        let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
-        return Err(refuse(status, "http1.too_many_headers"));
+        let fault = framing::Fault::TooManyHeaders;
+        return Err(malformed(fault.status(), fault.details()));
     }
     if manager.underscores == Underscores::Allow {
         return Ok(());
     }
     let named: Vec<HeaderName> = headers.keys().filter(|name| name.as_str().contains('_')).cloned().collect();
     if !named.is_empty() && manager.underscores == Underscores::Reject {
-        return Err(refuse(StatusCode::BAD_REQUEST, "http1.unexpected_underscore"));
+        return Err(malformed(StatusCode::BAD_REQUEST, "http1.unexpected_underscore"));
     }
     for name in named {
         headers.remove(name);
@@ -141,7 +164,7 @@ fn authority(
     headers: &mut HeaderMap,
 ) -> Result<String, LocalReply> {
     let missing = || refuse(StatusCode::BAD_REQUEST, "missing_host_header");
-    let bad = || refuse(StatusCode::BAD_REQUEST, "http1.invalid_host_header");
+    let bad = || malformed(StatusCode::BAD_REQUEST, "http.invalid_authority");
     let mut hosts = headers.get_all(header::HOST).iter();
     let host = hosts.next();
     if hosts.next().is_some() {
@@ -180,7 +203,7 @@ fn path(manager: &HttpManager, uri: &Uri, method: &Method) -> Result<String, Loc
         return Ok(path.to_owned());
     }
     if !path.starts_with('/') {
-        return Err(refuse(StatusCode::NOT_FOUND, "absolute_path_rejected"));
+        return Err(malformed(StatusCode::BAD_REQUEST, "http1.invalid_url"));
     }
     match engine::path::canonical(path, &manager.path) {
         Canonical::Same => Ok(path.to_owned()),
@@ -239,6 +262,21 @@ fn hop_by_hop(version: Version, headers: &mut HeaderMap) -> Option<String> {
         }
     }
     upgrade
+}
+
+/// HTTP/2 clients may split their cookies for the sake of compression; whoever matches or receives them gets one header
+/// (RFC 9113 section 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let mut crumbs = headers.get_all(header::COOKIE).iter();
+    let (Some(first), Some(second)) = (crumbs.next(), crumbs.next()) else { return };
+    let mut all = first.as_bytes().to_vec();
+    for crumb in std::iter::once(second).chain(crumbs) {
+        all.extend_from_slice(b"; ");
+        all.extend_from_slice(crumb.as_bytes());
+    }
+    if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(all)) {
+        headers.insert(header::COOKIE, value);
+    }
 }
 
 /// Who the client is (Envoy's `ConnectionManagerUtility::mutateRequestHeaders`): its address, and whether it is internal.

@@ -20,12 +20,12 @@ use tokio::time::{Instant, sleep};
 
 use super::alarm::Alarm;
 use super::arrive::Head;
-use super::body::{Incoming, SharedSource, UpBody};
+use super::body::{Broken, Incoming, SharedSource, UpBody};
 use super::exchange::{Exchange, millis, number};
 use crate::h1;
 use crate::report::party::Own;
 use crate::upstream::failure::{Failure, Kind};
-use crate::upstream::pool::{H1, Stream as H2Stream};
+use crate::upstream::pool::{H1, Link, Stream as H2Stream};
 use crate::upstream::reach::{Via, Want, Way, reach};
 
 const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
@@ -90,7 +90,11 @@ impl Letter {
             let status = StatusCode::INTERNAL_SERVER_ERROR;
             LocalReply::error(status, "", what, Flags::NONE)
         };
-        let path = PathAndQuery::try_from(path).map_err(|_| impossible("path_rewrite_failed"))?;
+        let path = match path.as_str() {
+            // CONNECT has none.
+            "" => PathAndQuery::from_static("/"),
+            _ => PathAndQuery::try_from(path).map_err(|_| impossible("path_rewrite_failed"))?,
+        };
         if !exchange.shared.manager.router.suppress_envoy_headers
             && let Some(timeout) = forward.timeout
         {
@@ -129,13 +133,15 @@ impl Letter {
     async fn send_h1(&self, h1: &H1, headers: &HeaderMap, more: More<'_>, body: UpBody) -> Sent {
         let attempt = more.attempt.map(|attempt| (ATTEMPT_COUNT, number(u64::from(attempt))));
         let replacing: Vec<_> = attempt.into_iter().chain(more.own.into_iter().flat_map(Own::introduction)).collect();
+        let host = more.host.unwrap_or(&self.authority);
+        let connect = self.method == Method::CONNECT;
         let head = h1::client::Outgoing {
             method: &self.method,
-            target: self.path.as_str(),
-            host: more.host.unwrap_or(&self.authority),
+            target: if connect { host } else { self.path.as_str() },
+            host,
             headers,
             more: &replacing,
-            upgrade: self.upgrade.as_deref(),
+            upgrade: self.upgrade.as_deref().filter(|_| !connect),
         };
         match h1.client.send(head, body).await {
             Ok(response) => Sent::Answered(response.map(Incoming::Response)),
@@ -150,11 +156,11 @@ impl Letter {
         *request.method_mut() = self.method.clone();
         *request.headers_mut() = headers.clone();
         *request.version_mut() = Version::HTTP_2;
-        let mut parts = http::uri::Parts::default();
-        parts.scheme = Some(if self.scheme == "https" { Scheme::HTTPS } else { Scheme::HTTP });
-        parts.authority = Some(Authority::try_from(more.host.unwrap_or(&self.authority)).ok()?);
-        parts.path_and_query = Some(self.path.clone());
-        *request.uri_mut() = Uri::from_parts(parts).ok()?;
+        *request.uri_mut() = self.uri(more.host)?;
+        if let Some(upgrade) = self.upgrade.as_deref().filter(|_| self.method != Method::CONNECT) {
+            *request.method_mut() = Method::CONNECT;
+            request.extensions_mut().insert(hyper::ext::Protocol::from(upgrade));
+        }
         if let Some(attempt) = more.attempt {
             request.headers_mut().insert(ATTEMPT_COUNT, number(u64::from(attempt)));
         }
@@ -162,6 +168,21 @@ impl Letter {
             own.introduce(request.headers_mut());
         }
         Some(request)
+    }
+}
+
+impl Letter {
+    /// The target over HTTP/2; CONNECT has an authority alone (RFC 9113 section 8.5).
+    fn uri(&self, host: Option<&str>) -> Option<Uri> {
+        let authority = Authority::try_from(host.unwrap_or(&self.authority)).ok()?;
+        if self.method == Method::CONNECT {
+            return Some(Uri::from(authority));
+        }
+        let mut parts = http::uri::Parts::default();
+        parts.scheme = Some(if self.scheme == "https" { Scheme::HTTPS } else { Scheme::HTTP });
+        parts.authority = Some(authority);
+        parts.path_and_query = Some(self.path.clone());
+        Uri::from_parts(parts).ok()
     }
 }
 
@@ -244,12 +265,17 @@ impl Exchange {
             drop(result);
             self.shared.worker.tally.cluster(&forward.cluster).upstream_rq_retry.inc();
             tried.push(endpoint);
-            limited(sleep(after), Limits { per_try: None, idle: (None, Kind::Timeout) }, &clock).await?;
+            limited(sleep(after), Limits::NONE, &clock).await?;
             self.now = Instant::now();
         }
     }
 
-    fn pick(&self, forward: &Forward, policy: Option<&RetryPolicy>, tried: &[Arc<Endpoint>]) -> Option<Arc<Endpoint>> {
+    pub(super) fn pick(
+        &self,
+        forward: &Forward,
+        policy: Option<&RetryPolicy>,
+        tried: &[Arc<Endpoint>],
+    ) -> Option<Arc<Endpoint>> {
         let cluster = &forward.cluster;
         if let Discovery::OriginalDst { header, port } = &cluster.config.discovery {
             let named = header.as_ref().and_then(|name| self.record.request_headers.get(name));
@@ -326,8 +352,11 @@ impl Exchange {
                     want.fresh = true;
                 }
                 Sent::Failed(failure) => {
-                    let broken = self.source.as_ref().is_some_and(|source| source.borrow().broken());
-                    return Err(if broken { Kind::Downstream.into() } else { failure });
+                    return Err(match self.source.as_ref().and_then(|source| source.borrow().broken()) {
+                        Some(Broken::Gone) => Kind::Downstream.into(),
+                        Some(Broken::Malformed) => Kind::Malformed.into(),
+                        None => failure,
+                    });
                 }
             }
         }
@@ -351,12 +380,15 @@ impl Exchange {
     }
 
     fn note_link(&mut self, way: &Way) {
-        let link = way.via.link();
+        self.note(way.via.link());
+        self.record.upstream.h2 = matches!(way.via, Via::H2(_));
+    }
+
+    pub(super) fn note(&mut self, link: &Link) {
         let upstream = &mut self.record.upstream;
         upstream.local = link.local;
         upstream.identity.clone_from(&link.identity);
         upstream.mtls = link.mtls;
-        upstream.h2 = matches!(way.via, Via::H2(_));
     }
 
     fn feed_outlier(&self, forward: &Forward, endpoint: &Arc<Endpoint>, result: &Result<Answer, Failure>) {
@@ -365,11 +397,11 @@ impl Exchange {
             Ok(answer) => outlier::Report::Status(answer.response.status().as_u16()),
             Err(failure) => match failure.kind {
                 Kind::ConnectFailure => outlier::Report::ConnectFailure,
-                Kind::ConnectTimeout | Kind::PerTryTimeout | Kind::PerTryIdle | Kind::Timeout => {
+                Kind::ConnectTimeout | Kind::PerTryTimeout | Kind::PerTryIdle | Kind::Timeout | Kind::Duration => {
                     outlier::Report::Timeout
                 }
                 Kind::Termination | Kind::RemoteReset | Kind::RefusedStream | Kind::Protocol => outlier::Report::Reset,
-                Kind::Overflow | Kind::NoHealthyUpstream | Kind::Downstream => return,
+                Kind::Overflow | Kind::NoHealthyUpstream | Kind::Downstream | Kind::Malformed => return,
             },
         };
         let failed = result.as_ref().map_or(true, |answer| answer.response.status().is_server_error());
@@ -410,7 +442,9 @@ impl Exchange {
                     retries.on_failure(policy, retry::Failure::PerTryTimeout, &mut dice)
                 }
                 Kind::Overflow => retries.on_failure(policy, retry::Failure::Overflow, &mut dice),
-                Kind::Timeout | Kind::NoHealthyUpstream | Kind::Downstream => Next::Finish(Why::NotRetriable),
+                Kind::Timeout | Kind::Duration | Kind::NoHealthyUpstream | Kind::Downstream | Kind::Malformed => {
+                    Next::Finish(Why::NotRetriable)
+                }
             },
         }
     }
@@ -461,14 +495,19 @@ fn failure_of(error: &hyper::Error) -> Failure {
 
 /// The limits of one attempt.
 #[derive(Debug, Clone, Copy)]
-struct Limits {
+pub(super) struct Limits {
     per_try: Option<Instant>,
     /// And what it means.
     idle: (Option<Instant>, Kind),
 }
 
+impl Limits {
+    /// Only those of the whole exchange count.
+    pub(super) const NONE: Self = Self { per_try: None, idle: (None, Kind::Timeout) };
+}
+
 /// Runs a step of an attempt under the limits of the attempt and of the whole exchange.
-async fn limited<F: Future>(step: F, limits: Limits, clock: &Clock) -> Result<F::Output, Kind> {
+pub(super) async fn limited<F: Future>(step: F, limits: Limits, clock: &Clock) -> Result<F::Output, Kind> {
     let mut step = pin!(step);
     poll_fn(|cx| match step.as_mut().poll(cx) {
         Poll::Ready(output) => Poll::Ready(Ok(output)),
@@ -487,7 +526,7 @@ impl Clock {
     /// Ready when the first of the limits is reached, and says which.
     fn poll_out(&self, limits: Limits, cx: &mut Context<'_>) -> Poll<Kind> {
         let arriving = self.source.as_ref().is_some_and(|source| source.borrow_mut().poll_ended(cx).is_pending());
-        let life = (self.life, Kind::Timeout);
+        let life = (self.life, Kind::Duration);
         let per_try = (limits.per_try, Kind::PerTryTimeout);
         let first = if arriving {
             earliest([per_try, life, (self.arrival, Kind::Timeout), (None, Kind::Timeout)])

@@ -32,6 +32,9 @@ pub enum BodyError {
     /// The time for the whole exchange is over.
     #[error("timeout")]
     Timeout,
+    /// The exchange lived longer than it may.
+    #[error("duration timeout")]
+    Duration,
     /// Nothing moved for too long.
     #[error("idle for too long")]
     Idle,
@@ -109,8 +112,26 @@ pub struct Source {
     /// How many remembered chunks it has sent again.
     next: usize,
     trailers_sent: bool,
-    broken: bool,
+    broken: Option<Broken>,
     size: SizeHint,
+}
+
+/// How a client broke off while sending.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Broken {
+    /// It went away or reset its stream.
+    Gone,
+    /// What it sent is no body.
+    Malformed,
+}
+
+impl Broken {
+    const fn of(error: &BodyError) -> Self {
+        match error {
+            BodyError::Http1(h1::Fault::Malformed(_)) => Self::Malformed,
+            _ => Self::Gone,
+        }
+    }
 }
 
 /// A handle of a [`Source`].
@@ -135,7 +156,7 @@ impl Source {
             attempt: 0,
             next: 0,
             trailers_sent: false,
-            broken: false,
+            broken: None,
             size,
         }))
     }
@@ -155,14 +176,14 @@ impl Source {
         self.ended
     }
 
-    /// Whether the client broke off while sending.
-    pub fn broken(&self) -> bool {
+    /// Whether and how the client broke off while sending.
+    pub fn broken(&self) -> Option<Broken> {
         self.broken
     }
 
     /// Whether another attempt can send it from its start.
     pub fn replayable(&self) -> bool {
-        !self.broken && (!self.forgotten || self.received == 0)
+        self.broken.is_none() && (!self.forgotten || self.received == 0)
     }
 
     /// The whole body, when it has ended and all of it is remembered.
@@ -194,7 +215,7 @@ impl Source {
 
     /// Ready when the whole request has arrived (or broke off).
     pub fn poll_ended(&mut self, cx: &Context<'_>) -> Poll<()> {
-        if self.ended.is_some() || self.broken {
+        if self.ended.is_some() || self.broken.is_some() {
             return Poll::Ready(());
         }
         if !self.end_wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
@@ -217,7 +238,7 @@ impl Source {
                 Poll::Ready(None)
             }
             Some(Err(error)) => {
-                self.broken = true;
+                self.broken = Some(Broken::of(&error));
                 self.incoming = None;
                 self.end_wakers.drain(..).for_each(Waker::wake);
                 Poll::Ready(Some(Err(error)))
@@ -363,7 +384,7 @@ impl Body for UpBody {
             Self::Shared(attempt) => {
                 let source = attempt.source.borrow();
                 source.incoming.is_none()
-                    && !source.broken
+                    && source.broken.is_none()
                     && source.next >= source.remembered.len()
                     && (source.trailers.is_none() || source.trailers_sent)
             }

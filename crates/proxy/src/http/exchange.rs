@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use engine::circuit::Slot;
 use engine::facts::Protocol;
 use engine::reply::{Flags, LocalReply};
+use engine::routes::Upgrade;
 use engine::{Decision, Endpoint, Facts, Forward, Outcome, Plan};
 use http::{HeaderValue, Request, Response, Version};
 use http_body::Body as _;
@@ -76,11 +77,17 @@ pub async fn exchange(
         sleep(delay).await;
         exchange.now = Instant::now();
     }
+    if let Some(reply) = exchange.refuse_upgrade(&head) {
+        return exchange.reply(reply, Some(&head));
+    }
     let forward = match exchange.outcome() {
         Outcome::Forward(forward) => forward,
         Outcome::Reply(reply) => return exchange.reply(reply, Some(&head)),
     };
 
+    if exchange.ends_connect(&head) {
+        return exchange.terminate(&forward, upgrade).await;
+    }
     exchange.take_body(incoming, &forward);
     let letter = match exchange.shape(head, &forward) {
         Ok(letter) => letter,
@@ -88,7 +95,7 @@ pub async fn exchange(
     };
     exchange.mirror(&forward, &letter);
     match exchange.attempts(&forward, &letter).await {
-        Ok(answer) => exchange.respond(answer, upgrade),
+        Ok(answer) => exchange.respond(answer, upgrade.zip(letter.upgrade)),
         Err(failure) => exchange.fail(&failure),
     }
 }
@@ -172,6 +179,27 @@ impl Exchange {
         self.decision = Some(decision);
     }
 
+    /// What the route that was chosen says of the upgrade that is asked for.
+    fn route_upgrade(&self, head: &Head) -> Option<&Upgrade> {
+        let action = self.record.matched.as_ref().and_then(|matched| matched.forward())?;
+        action.upgrade(head.upgrade.as_deref()?)
+    }
+
+    /// The answer to a request for an upgrade that neither the route nor the manager allows.
+    fn refuse_upgrade(&self, head: &Head) -> Option<LocalReply> {
+        let name = head.upgrade.as_deref()?;
+        let enabled = self.route_upgrade(head).map(|upgrade| upgrade.enabled);
+        let allowed = enabled.unwrap_or_else(|| self.shared.manager.allows_upgrade(name));
+        // A CONNECT that no route takes is told so.
+        let pointless = name == arrive::CONNECT && self.record.matched.is_none();
+        (!allowed && !pointless).then(|| arrive::refuse(http::StatusCode::FORBIDDEN, "upgrade_failed"))
+    }
+
+    /// Whether the request is a CONNECT whose bytes go to the endpoint as they are.
+    fn ends_connect(&self, head: &Head) -> bool {
+        self.route_upgrade(head).is_some_and(|upgrade| upgrade.terminate)
+    }
+
     /// What to do; the decision itself stays for the response.
     fn outcome(&mut self) -> Outcome {
         let nothing = || Outcome::Reply(LocalReply::error(http::StatusCode::NOT_FOUND, "", "", Flags::NONE));
@@ -223,6 +251,7 @@ impl Exchange {
         let body = failure.body(retried);
         let mut reply = LocalReply::error(failure.status(), "", failure.details(), failure.flags());
         reply.body = body.into();
+        reply.grpc_status = failure.grpc_status();
         if failure.kind == crate::upstream::failure::Kind::Overflow {
             let name = http::HeaderName::from_static("x-envoy-overloaded");
             reply.headers.push((name, http::HeaderValue::from_static("true")));

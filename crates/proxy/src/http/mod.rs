@@ -10,6 +10,7 @@ pub mod exchange;
 #[cfg(test)]
 mod injected;
 pub mod keys;
+pub mod malformed;
 pub mod mirror;
 pub mod reply;
 pub mod respond;

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use engine::http_manager::{HttpManager, ServerHeader};
 use engine::reply::Flags;
 use engine::shape;
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
 
@@ -54,14 +54,15 @@ struct Coming {
 
 impl Exchange {
     /// Passes the upstream's answer on.
-    pub(super) fn respond(mut self: Box<Self>, answer: Answer, upgrade: Option<Side>) -> Response<DownBody> {
+    pub(super) fn respond(mut self: Box<Self>, answer: Answer, upgrade: Option<(Side, String)>) -> Response<DownBody> {
         let Answer { response, way, clock } = answer;
         let (mut parts, body) = response.into_parts();
         if let Some(source) = &self.source {
             // No further attempt will be made: what is still to come needs not be remembered.
             source.borrow_mut().forget();
         }
-        let tunnel = tunnel::begin(&mut parts, &way, upgrade);
+        let connect = self.record.method == Some(Method::CONNECT);
+        let tunnel = tunnel::begin(&mut parts, &way, upgrade, connect);
         if tunnel.is_none() && parts.status == StatusCode::SWITCHING_PROTOCOLS {
             // Nobody asked for another protocol: what follows would be bytes of no request.
             return self.fail(&Kind::Protocol.into());
@@ -69,7 +70,7 @@ impl Exchange {
         self.record.status = Some(parts.status);
         self.record.details = Some(via_upstream());
         self.record.upstream.peer = PeerMetadata::take(&mut parts.headers, &PeerMetadata::default());
-        hop_by_hop(&mut parts.headers, tunnel.is_some());
+        hop_by_hop(&mut parts.headers, parts.status == StatusCode::SWITCHING_PROTOCOLS && tunnel.is_some());
         self.decorate(&mut parts.headers, true);
         self.record.grpc_status = grpc_status(&parts.headers);
         parts.extensions.clear();
@@ -169,7 +170,7 @@ fn grpc_status(headers: &HeaderMap) -> Option<u16> {
 }
 
 /// `via_upstream`, of which a worker has one.
-fn via_upstream() -> Arc<str> {
+pub(super) fn via_upstream() -> Arc<str> {
     thread_local! {
         static DETAILS: Arc<str> = Arc::from("via_upstream");
     }
@@ -262,13 +263,14 @@ impl Coming {
         if !std::mem::replace(&mut self.waited, true) {
             self.last = Instant::now();
         }
-        let idle = self.clock.idle.map(|idle| (self.last + idle, false));
-        let whole = [self.clock.timeout_at(), self.clock.life].into_iter().flatten().min().map(|at| (at, true));
-        let Some((at, is_timeout)) = [idle, whole].into_iter().flatten().min_by_key(|(at, _)| *at) else {
+        let idle = self.clock.idle.map(|idle| (self.last + idle, BodyError::Idle));
+        let timeout = self.clock.timeout_at().map(|at| (at, BodyError::Timeout));
+        let life = self.clock.life.map(|at| (at, BodyError::Duration));
+        let Some((at, error)) = [timeout, life, idle].into_iter().flatten().min_by_key(|(at, _)| *at) else {
             return Poll::Pending;
         };
         ready!(self.clock.alarm.borrow_mut().poll(at, cx));
-        Poll::Ready(if is_timeout { BodyError::Timeout } else { BodyError::Idle })
+        Poll::Ready(error)
     }
 }
 
@@ -317,6 +319,7 @@ impl Body for DownBody {
                 let error = ready!(coming.poll_limits(cx));
                 let (flags, details) = match error {
                     BodyError::Timeout => (Flags::UPSTREAM_REQUEST_TIMEOUT, "response_timeout"),
+                    BodyError::Duration => (Flags::DURATION_TIMEOUT, "max_duration_timeout"),
                     _ => (Flags::STREAM_IDLE_TIMEOUT, "stream_idle_timeout"),
                 };
                 this.broke(flags, details);

@@ -22,10 +22,10 @@ use tokio::time::{Instant, timeout};
 
 use super::alarm::Alarm;
 use super::body::Incoming as Coming;
-use super::exchange;
 use super::respond::DownBody;
 use super::stalled::Streams;
 use super::tunnel::Side;
+use super::{exchange, malformed};
 use crate::door::connection::Connection;
 use crate::door::preface;
 use crate::h1;
@@ -164,8 +164,8 @@ impl<'a> Counted<'a> {
     /// The connection ended, with a fault where the client broke the protocol or went away.
     fn end_h1(self, fault: Option<h1::Fault>) {
         let Some(fault) = fault else { return };
-        if let (h1::Fault::Malformed(_), Some(cells)) = (fault, self.cells()) {
-            cells.downstream_cx_protocol_error.inc();
+        if let h1::Fault::Malformed(fault) = fault {
+            malformed::report(self.shared, fault);
         }
         let remote = self.shared.downstream.facts.remote;
         tracing::debug!(%remote, %fault, "HTTP connection ended by a fault");

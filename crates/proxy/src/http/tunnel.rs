@@ -1,20 +1,25 @@
-//! Upgraded connections: after `101 Switching Protocols` both sides are raw bytes.
+//! Upgraded connections, and those that CONNECT asked for: once the server has agreed, both sides are raw bytes.
 
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use engine::Forward;
+use engine::circuit::{self, Resource};
 use engine::reply::Flags;
-use http::{Response, StatusCode, response};
+use engine::routes::Priority;
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header, response};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 
-use super::attempt::Clock;
+use super::attempt::{Clock, Limits, limited};
 use super::exchange::Exchange;
-use super::respond::DownBody;
+use super::respond::{DownBody, via_upstream};
 use crate::net::relay::{End, Moved, relay};
 use crate::net::stream::{Ahead, Stream};
-use crate::upstream::reach::{Via, Way};
+use crate::upstream::failure::{Failure, Kind};
+use crate::upstream::reach::{Via, Way, connect_endpoint};
 
 /// The client's end of a tunnel to come.
 #[derive(Debug)]
@@ -25,21 +30,41 @@ pub enum Side {
     Coming(oneshot::Receiver<(Stream, BytesMut)>),
 }
 
+/// The server's end.
+enum Server {
+    /// A connection, and what was read of it already.
+    Bytes(Ahead),
+    /// An HTTP/2 stream.
+    Http2(OnUpgrade),
+}
+
 /// Both ends of an upgrade that was agreed.
 pub struct Tunnel {
     client: Side,
-    server: Ahead,
+    server: Server,
 }
 
-/// The tunnel that this answer begins, if it does.
-pub fn begin(parts: &mut response::Parts, way: &Way, client: Option<Side>) -> Option<Tunnel> {
-    if parts.status != StatusCode::SWITCHING_PROTOCOLS {
+/// The tunnel that this answer begins, if it does: `101` to an upgrade, any success to CONNECT, and to extended CONNECT
+/// (RFC 8441), which is what an upgrade is in HTTP/2. The answer becomes what the client's protocol has for it. `client` is the
+/// client's side and the upgrade's name; `connect`: the client asked by CONNECT.
+pub fn begin(parts: &mut response::Parts, way: &Way, client: Option<(Side, String)>, connect: bool) -> Option<Tunnel> {
+    let (client, name) = client?;
+    let switched = parts.status == StatusCode::SWITCHING_PROTOCOLS;
+    if !switched && !parts.status.is_success() {
         return None;
     }
-    let Via::H1(h1) = &way.via else { return None };
-    let client = client?;
-    let (stream, ahead) = h1.client.take_stream()?;
-    Some(Tunnel { client, server: Ahead::of(stream, ahead) })
+    let server = match &way.via {
+        Via::H1(h1) => h1.client.take_stream().map(|(stream, ahead)| Server::Bytes(Ahead::of(stream, ahead)))?,
+        Via::H2(_) => parts.extensions.remove::<OnUpgrade>().map(Server::Http2)?,
+    };
+    if connect && switched {
+        parts.status = StatusCode::OK;
+    } else if !connect && !switched {
+        parts.status = StatusCode::SWITCHING_PROTOCOLS;
+        parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        parts.headers.insert(header::UPGRADE, HeaderValue::try_from(name).ok()?);
+    }
+    Some(Tunnel { client, server })
 }
 
 /// Answers the client and carries bytes until the tunnel ends; the exchange is reported then.
@@ -51,18 +76,66 @@ pub fn run(
     clock: &Clock,
 ) -> Response<DownBody> {
     let idle = clock.idle;
+    let Tunnel { client, server } = tunnel;
     tokio::task::spawn_local(async move {
-        carry(exchange, tunnel, idle).await;
+        match server {
+            Server::Bytes(server) => carry(exchange, client, server, idle).await,
+            Server::Http2(server) => {
+                let Ok(server) = server.await else { return };
+                carry(exchange, client, TokioIo::new(server), idle).await;
+            }
+        }
         // Until here the connection counts as open.
         drop(way);
     });
     Response::from_parts(parts, DownBody::local(Bytes::new()))
 }
 
-async fn carry(mut exchange: Box<Exchange>, tunnel: Tunnel, idle: Option<Duration>) {
-    let mut server = tunnel.server;
+impl Exchange {
+    /// CONNECT ends here: an endpoint of the cluster is connected, and what follows the answer goes there as bytes.
+    pub(super) async fn terminate(mut self: Box<Self>, forward: &Forward, client: Option<Side>) -> Response<DownBody> {
+        self.record.upstream.cluster = Some(std::sync::Arc::clone(&forward.cluster));
+        let (server, client) = match (self.connect(forward).await, client) {
+            (Ok(server), Some(client)) => (server, client),
+            (Err(failure), _) => return self.fail(&failure),
+            (Ok(_), None) => return self.fail(&Kind::Protocol.into()),
+        };
+        let mut headers = HeaderMap::new();
+        self.decorate(&mut headers, true);
+        self.record.status = Some(StatusCode::OK);
+        self.record.details = Some(via_upstream());
+        let idle = forward.idle_timeout;
+        tokio::task::spawn_local(carry(self, client, server, idle));
+        let mut response = Response::new(DownBody::local(Bytes::new()));
+        *response.headers_mut() = headers;
+        response
+    }
+
+    async fn connect(&mut self, forward: &Forward) -> Result<Stream, Failure> {
+        let clock = self.clock(forward);
+        let priority = self.record.matched.as_ref().and_then(|m| m.forward()).map_or(Priority::Default, |a| a.priority);
+        let cluster = &forward.cluster;
+        self.slot = circuit::take(&cluster.state, cluster.config.limits(priority), priority, Resource::Requests);
+        if self.slot.is_none() {
+            return Err(Kind::Overflow.into());
+        }
+        let endpoint = self.pick(forward, None, &[]).ok_or(Kind::NoHealthyUpstream)?;
+        self.record.upstream.attempts = 1;
+        self.occupy(&endpoint);
+        let worker = self.shared.worker.clone();
+        let connecting = connect_endpoint(&worker.shared, cluster, &endpoint);
+        let (stream, link) = limited(connecting, Limits::NONE, &clock).await??;
+        self.note(&link);
+        Ok(stream)
+    }
+}
+
+async fn carry<S>(mut exchange: Box<Exchange>, client: Side, mut server: S, idle: Option<Duration>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let moved = Moved::default();
-    let end = match tunnel.client {
+    let end = match client {
         Side::Http2(client) => {
             let Ok(client) = client.await else { return };
             relay(&mut TokioIo::new(client), &mut server, idle, &moved).await

@@ -2,8 +2,12 @@
 
 use std::sync::Arc;
 
+use engine::framing::Fault;
 use engine::reply::Flags;
 use http::StatusCode;
+
+/// gRPC's status for a deadline that has passed.
+const DEADLINE_EXCEEDED: u32 = 4;
 
 /// Who is to blame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,10 +45,14 @@ pub enum Kind {
     PerTryIdle,
     /// The exchange took longer than its limit.
     Timeout,
+    /// The exchange lived longer than it may (`max_stream_duration`, `grpc-timeout`).
+    Duration,
     /// No endpoint can take the request.
     NoHealthyUpstream,
     /// The client broke off.
     Downstream,
+    /// The client's body broke HTTP.
+    Malformed,
 }
 
 /// A failed attempt.
@@ -71,7 +79,7 @@ impl Failure {
     /// Who is to blame.
     pub fn guilty(&self) -> Guilty {
         match self.kind {
-            Kind::Downstream => Guilty::Client,
+            Kind::Downstream | Kind::Malformed => Guilty::Client,
             Kind::Overflow => Guilty::Local,
             Kind::NoHealthyUpstream => Guilty::Mesh,
             _ => Guilty::Upstream,
@@ -88,19 +96,27 @@ impl Failure {
             Kind::Protocol => Flags::UPSTREAM_PROTOCOL_ERROR,
             Kind::PerTryTimeout | Kind::Timeout => Flags::UPSTREAM_REQUEST_TIMEOUT,
             Kind::PerTryIdle => Flags::STREAM_IDLE_TIMEOUT,
+            Kind::Duration => Flags::DURATION_TIMEOUT,
             Kind::NoHealthyUpstream => Flags::NO_HEALTHY_UPSTREAM,
             Kind::Downstream => Flags::DOWNSTREAM_CONNECTION_TERMINATION,
+            Kind::Malformed => Flags::DOWNSTREAM_PROTOCOL_ERROR,
         }
     }
 
     /// The status of the answer that the proxy makes of it.
     pub fn status(&self) -> StatusCode {
         match self.kind {
-            Kind::PerTryTimeout | Kind::PerTryIdle | Kind::Timeout => StatusCode::GATEWAY_TIMEOUT,
+            Kind::PerTryTimeout | Kind::PerTryIdle | Kind::Timeout | Kind::Duration => StatusCode::GATEWAY_TIMEOUT,
             Kind::Protocol => StatusCode::BAD_GATEWAY,
             Kind::Downstream => StatusCode::BAD_REQUEST,
+            Kind::Malformed => Fault::Grammar.status(),
             _ => StatusCode::SERVICE_UNAVAILABLE,
         }
+    }
+
+    /// The gRPC status, where it does not follow from the HTTP status.
+    pub fn grpc_status(&self) -> Option<u32> {
+        (self.kind == Kind::Duration).then_some(DEADLINE_EXCEEDED)
     }
 
     /// Envoy's name of the reset (`source/common/http/utility.cc`, `resetReasonToString`).
@@ -120,7 +136,9 @@ impl Failure {
     pub fn body(&self, retried: bool) -> String {
         match self.kind {
             Kind::Downstream => String::new(),
+            Kind::Malformed => "Bad Request".to_owned(),
             Kind::PerTryTimeout | Kind::PerTryIdle | Kind::Timeout => "upstream request timeout".to_owned(),
+            Kind::Duration => "downstream duration timeout".to_owned(),
             Kind::NoHealthyUpstream => "no healthy upstream".to_owned(),
             _ => {
                 let prefix = if retried { "retried and the latest reset reason: " } else { "reset reason: " };
@@ -137,8 +155,10 @@ impl Failure {
             Kind::PerTryTimeout => "upstream_per_try_timeout".to_owned(),
             Kind::PerTryIdle => "upstream_per_try_idle_timeout".to_owned(),
             Kind::Timeout => "response_timeout".to_owned(),
+            Kind::Duration => "max_duration_timeout".to_owned(),
             Kind::NoHealthyUpstream => "no_healthy_upstream".to_owned(),
             Kind::Downstream => "downstream_remote_disconnect".to_owned(),
+            Kind::Malformed => Fault::Grammar.details().to_owned(),
             _ => {
                 let reason = self.reset_reason().replace(' ', "_");
                 let transport = self.transport.as_ref().filter(|_| self.kind == Kind::ConnectFailure);

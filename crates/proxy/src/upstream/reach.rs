@@ -65,7 +65,7 @@ pub struct Want<'a> {
     pub authority: &'a str,
     /// Do not use a kept-alive connection: the last one turned out to be dead.
     pub fresh: bool,
-    /// The request asks for an upgrade, which only HTTP/1 has here.
+    /// The request asks for an upgrade.
     pub upgrade: bool,
 }
 
@@ -100,9 +100,9 @@ pub async fn reach(worker: &Rc<Worker>, want: Want<'_>) -> Result<Way, Failure> 
         UpstreamProtocol::Http1 => Some(false),
         UpstreamProtocol::Http2 => Some(true),
         UpstreamProtocol::Downstream => Some(want.downstream_h2),
-        UpstreamProtocol::Auto => tls.is_none().then_some(false),
+        // Whether a server takes upgrades over HTTP/2 is not known before it was asked.
+        UpstreamProtocol::Auto => (want.upgrade || tls.is_none()).then_some(false),
     };
-    let h2 = if want.upgrade { Some(false) } else { h2 };
     let target = target(&want.endpoint.address).await?;
     let server_name = tls.filter(|tls| tls.auto_host_sni).map(|_| Arc::from(host_of(want.authority)));
     let key = Key {
