@@ -1,9 +1,12 @@
 //! The proxy over real sockets.
 
 mod backend;
+mod canonical;
 mod files;
+mod framing;
 mod hostile;
 mod http;
+mod http2;
 mod limits;
 mod pressure;
 mod tcp;
