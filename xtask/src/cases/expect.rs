@@ -179,7 +179,10 @@ fn check_upstream(upstream: &Upstream, record: &Record, wrong: &mut Vec<String>)
     }
 }
 
+/// Requests that broke off before their end count as not arrived.
 fn framing(expect: &Expect, answers: &[Answer], records: &[Record], wrong: &mut Vec<String>) {
+    let whole = records.iter().filter(|record| record.complete).cloned();
+    let records: &[Record] = &whole.collect::<Vec<_>>();
     if let Some(most) = expect.upstream_requests_max
         && records.len() > most
     {

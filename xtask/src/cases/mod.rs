@@ -26,7 +26,7 @@ pub(crate) struct Args {
     /// Who answers
     #[arg(long, value_enum, default_value_t)]
     judge: Judge,
-    /// Leave out cases whose area or `via` is exactly one of these words
+    /// Leave out cases whose id, area or `via` is exactly one of these words
     #[arg(long, value_delimiter = ',')]
     skip: Vec<String>,
     /// Run only cases whose id contains this text
@@ -142,7 +142,7 @@ struct Count {
 
 fn left_out(args: &Args, case: &Case) -> bool {
     let via = case.request.as_ref().and_then(|ask| ask.via.as_deref());
-    let skipped = args.skip.iter().any(|word| *word == case.area || Some(word.as_str()) == via);
+    let skipped = args.skip.iter().any(|word| *word == case.area || *word == case.id || Some(word.as_str()) == via);
     skipped || args.only.as_ref().is_some_and(|text| !case.id.contains(text.as_str()))
 }
 
