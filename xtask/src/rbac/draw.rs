@@ -176,7 +176,7 @@ pub(super) fn world(dice: &mut Dice, filters: usize, callers: usize, requests: u
 }
 
 fn caller(dice: &mut Dice, requests: usize) -> Caller {
-    let address: IpAddr = one(dice, SOURCES).parse().unwrap_or(IpAddr::from([10, 1, 2, 3]));
+    let address: IpAddr = one(dice, SOURCES).parse().unwrap_or(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
     let destination: IpAddr =
         if address.is_ipv6() { [0x2001, 0xdb8, 0, 0, 0, 0, 0, 1].into() } else { [10, 1, 2, 1].into() };
     Caller {
