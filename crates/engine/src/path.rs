@@ -190,7 +190,7 @@ fn normalize(path: &str) -> Option<String> {
         match byte {
             0 => return None,
             b'\\' => flat.push('/'),
-            b'%' => match path.get(at + 1..at + 3).and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+            b'%' => match path.as_bytes().get(at + 1..at + 3).and_then(escaped) {
                 Some(0) => return None,
                 Some(code) if code.is_ascii_alphanumeric() || matches!(code, b'-' | b'.' | b'_' | b'~') => {
                     flat.push(char::from(code));
@@ -206,6 +206,13 @@ fn normalize(path: &str) -> Option<String> {
         }
     }
     Some(without_dots(&flat))
+}
+
+/// The byte that two hexadecimal digits stand for.
+fn escaped(digits: &[u8]) -> Option<u8> {
+    let mut digits = digits.iter().map(|digit| char::from(*digit).to_digit(16));
+    let (high, low) = (digits.next()??, digits.next()??);
+    u8::try_from(high * 16 + low).ok()
 }
 
 /// Removes `.` and `..` segments; a path never climbs above its root.
@@ -280,6 +287,7 @@ mod tests {
         assert_eq!(changed("/a//../b"), "/a/b");
         assert_eq!(changed("/.hidden/..x"), "/.hidden/..x");
         assert_eq!(changed("/100%"), "/100%");
+        assert_eq!(changed("/a%+0%-1"), "/a%+0%-1");
         assert_eq!(canonical("/a%00b", &PLAIN), Canonical::Reject("path_normalization_failed"));
         assert_eq!(canonical("/a#b", &PLAIN), Canonical::Reject("path_with_fragment"));
         assert_eq!(canonical("*", &PLAIN), Canonical::Same);

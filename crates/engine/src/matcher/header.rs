@@ -130,6 +130,18 @@ impl HeaderMatcher {
         self.judge(self.key.value(facts).as_deref())
     }
 
+    /// Whether one of a header's values follows the rule, each looked at alone: what authorization goes by. Joined, a value that
+    /// a rule forbids could hide behind another (CVE-2026-26308).
+    #[must_use]
+    pub fn matches_one(&self, facts: &Facts<'_>) -> bool {
+        let HeaderKey::Name(name) = &self.key else { return self.matches(facts) };
+        let mut values = facts.headers.get_all(name).iter().peekable();
+        if values.peek().is_none() {
+            return self.judge(None);
+        }
+        values.any(|value| self.finds(value.as_bytes())) != self.invert
+    }
+
     /// Whether these headers follow the rule.
     #[must_use]
     pub fn matches_in(&self, headers: &impl HeaderValues) -> bool {
@@ -140,14 +152,17 @@ impl HeaderMatcher {
         let Some(value) = value.or_else(|| self.missing_is_empty.then_some(b"")) else {
             return matches!(self.pattern, HeaderPattern::Present(wanted) if wanted == self.invert);
         };
-        let found = match &self.pattern {
+        self.finds(value) != self.invert
+    }
+
+    fn finds(&self, value: &[u8]) -> bool {
+        match &self.pattern {
             HeaderPattern::Present(wanted) => *wanted,
             HeaderPattern::Value(matcher) => matcher.matches_bytes(value),
             HeaderPattern::Range { start, end } => {
                 whole_number(value).is_some_and(|number| (*start..*end).contains(&number))
             }
-        };
-        found != self.invert
+        }
     }
 }
 

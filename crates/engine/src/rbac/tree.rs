@@ -150,7 +150,7 @@ impl Principal {
 /// A connection has no headers: they are all missing.
 fn header(matcher: &HeaderMatcher, subject: &Subject<'_>) -> bool {
     match subject.request {
-        Some(facts) => matcher.matches(facts),
+        Some(facts) => matcher.matches_one(facts),
         None => matcher.matches_in(&http::HeaderMap::new()),
     }
 }

@@ -246,3 +246,27 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn each_value_of_a_header_is_looked_at_alone() {
+    let rules = |action: &str, rule: &str| {
+        let rbac = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC";
+        let filter = format!(
+            "- name: rbac\n  typed_config:\n    '@type': {rbac}\n    rules: {{action: {action}, policies: {{p: {{permissions: [{{header: {{name: x-a, {rule}}}}}], \
+             principals: [{{any: true}}]}}}}}}"
+        );
+        World::new("- {name: v, domains: ['*'], routes: [{match: {prefix: /}, route: {cluster: a}}]}", &filter)
+    };
+    let exact = "string_match: {exact: evil}";
+    let denied = "403 rbac_access_denied_matched_policy[p]";
+    let deny = rules("DENY", exact);
+    assert_eq!(deny.ask("GET x/ x-a=evil x-a=good"), denied);
+    assert_eq!(deny.ask("GET x/ x-a=good x-a=evil"), denied);
+    assert_eq!(deny.ask("GET x/ x-a=good"), "a");
+    let joined = rules("ALLOW", "string_match: {exact: \"a,b\"}");
+    assert_eq!(joined.ask("GET x/ x-a=a,b"), "a");
+    assert_eq!(joined.ask("GET x/ x-a=a x-a=b"), "403 rbac_access_denied_matched_policy[none]");
+    let other = rules("ALLOW", &format!("{exact}, invert_match: true"));
+    assert_eq!(other.ask("GET x/ x-a=good x-a=evil"), "403 rbac_access_denied_matched_policy[none]");
+    assert_eq!(other.ask("GET x/ x-a=good x-a=better"), "a");
+}

@@ -187,8 +187,7 @@ fn no_byte_of_a_head_begins_another_line() {
     let backend = Backend::start();
     let world = plain(backend.address, "");
     let at = world.address("in");
-    // A bare line feed is a line's end to the parser, as RFC 9112 section 2.2 lets it.
-    for byte in (0..=255u8).filter(|byte| *byte != b'\n') {
+    for byte in 0..=255u8 {
         let places: [(&str, Vec<u8>); 5] = [
             ("value", [b"GET / HTTP/1.1\r\nhost: a\r\nx-a: b", &[byte][..], b"evil: 1\r\n\r\n"].concat()),
             ("name", [b"GET / HTTP/1.1\r\nhost: a\r\nx", &[byte][..], b"evil: 1\r\n\r\n"].concat()),
