@@ -28,10 +28,9 @@ pub(super) struct Answer {
 
 /// Sends all requests of a case.
 pub(super) async fn ask(topology: &Topology, request: &table::Ask, expect: &Expect) -> Result<Vec<Answer>> {
-    for (field, given) in [
-        ("via", request.via.as_deref().is_some_and(|via| via != "mesh")),
-        ("protocol tls", request.protocol == "tls"),
-    ] {
+    for (field, given) in
+        [("via", request.via.as_deref().is_some_and(|via| via != "mesh")), ("protocol tls", request.protocol == "tls")]
+    {
         if given {
             bail!("the runner cannot do `{field}` yet");
         }
