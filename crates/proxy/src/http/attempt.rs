@@ -380,11 +380,11 @@ impl Exchange {
     }
 
     fn note_link(&mut self, way: &Way) {
-        self.note(way.via.link());
+        self.note_connection(way.via.link());
         self.record.upstream.h2 = matches!(way.via, Via::H2(_));
     }
 
-    pub(super) fn note(&mut self, link: &Link) {
+    pub(super) fn note_connection(&mut self, link: &Link) {
         let upstream = &mut self.record.upstream;
         upstream.local = link.local;
         upstream.identity.clone_from(&link.identity);

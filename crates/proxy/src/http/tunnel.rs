@@ -125,7 +125,7 @@ impl Exchange {
         let worker = self.shared.worker.clone();
         let connecting = connect_endpoint(&worker.shared, cluster, &endpoint);
         let (stream, link) = limited(connecting, Limits::NONE, &clock).await??;
-        self.note(&link);
+        self.note_connection(&link);
         Ok(stream)
     }
 }
