@@ -185,6 +185,7 @@ const fn keeps(byte: u8) -> bool {
 /// a zero byte, encoded or not.
 fn normalize(path: &str) -> Option<String> {
     let mut flat = String::with_capacity(path.len());
+    let mut lone = Vec::new();
     let mut bytes = path.bytes().enumerate();
     while let Some((at, byte)) = bytes.next() {
         match byte {
@@ -197,7 +198,12 @@ fn normalize(path: &str) -> Option<String> {
                     bytes.next();
                     bytes.next();
                 }
-                _ => flat.push('%'),
+                code => {
+                    if code.is_none() {
+                        lone.push(flat.len());
+                    }
+                    flat.push('%');
+                }
             },
             byte if keeps(byte) => flat.push(char::from(byte)),
             byte => {
@@ -205,7 +211,25 @@ fn normalize(path: &str) -> Option<String> {
             }
         }
     }
+    // A `%` that began no escape must not begin one with what was decoded behind it, or whoever reads the path next
+    // would decode it again.
+    if lone.iter().any(|at| begins_escape(&flat, *at)) {
+        let mut lone = lone.into_iter().peekable();
+        let mut out = String::with_capacity(flat.len() + 16);
+        for (at, byte) in flat.bytes().enumerate() {
+            out.push(char::from(byte));
+            if lone.next_if_eq(&at).is_some() && begins_escape(&flat, at) {
+                out.push_str("25");
+            }
+        }
+        flat = out;
+    }
     Some(without_dots(&flat))
+}
+
+/// Whether the `%` at this place has two hexadecimal digits behind it.
+fn begins_escape(path: &str, at: usize) -> bool {
+    path.as_bytes().get(at + 1..at + 3).and_then(escaped).is_some()
 }
 
 /// The byte that two hexadecimal digits stand for.
@@ -270,6 +294,18 @@ mod tests {
             Canonical::Same => path.to_owned(),
             Canonical::Changed(new) => new,
             other => panic!("{path}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn no_new_escape_comes_of_an_old_one() {
+        // As Envoy writes them.
+        for (path, wanted) in [("/a%%33%33", "/a%2533"), ("/%%32%46x", "/%252Fx"), ("/%2%46", "/%252F")] {
+            assert_eq!(changed(path), wanted);
+            assert_eq!(changed(wanted), wanted);
+        }
+        for path in ["/%zz", "/100%", "/%+1", "/a%%zz"] {
+            assert_eq!(changed(path), path);
         }
     }
 
