@@ -52,6 +52,11 @@ impl Backend {
         Ok(backend)
     }
 
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     fn listens(&mut self, work: &Path) -> Result<()> {
         let patience = Instant::now() + Duration::from_secs(10);
         while TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], self.port))).is_err() {

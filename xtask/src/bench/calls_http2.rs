@@ -53,7 +53,7 @@ impl Backend {
 
     /// So many calls to a proxy.
     pub(crate) fn calls(&self, to: SocketAddr, count: usize) -> Calls {
-        Calls { to, count, message: self.message.clone() }
+        Calls { to, count, backend: self.child.id(), message: self.message.clone() }
     }
 }
 
@@ -74,6 +74,7 @@ fn framed(letter: u8, length: usize) -> Vec<u8> {
 pub(crate) struct Calls {
     to: SocketAddr,
     count: usize,
+    backend: u32,
     message: PathBuf,
 }
 
@@ -89,6 +90,10 @@ impl Work for Calls {
     #[allow(clippy::cast_precision_loss, reason = "a count of calls")]
     fn amount(&self) -> f64 {
         self.count as f64
+    }
+
+    fn backend(&self) -> u32 {
+        self.backend
     }
 }
 

@@ -5,7 +5,8 @@ use anyhow::Result;
 use super::load::{Load, Work};
 use super::paired;
 use super::peers::{Peer, Setting, Subject};
-use super::{Bench, Outcome, calls_http2, pki};
+use super::report::Beside;
+use super::{Bench, Outcome, calls_http2, pki, process};
 
 /// What is held against what.
 #[derive(Clone, Copy)]
@@ -98,12 +99,13 @@ pub(crate) fn workers(bench: &Bench) -> Result<Vec<Outcome>> {
             subjects.push(subject);
         }
         let loads: Vec<Load> = subjects.iter().map(|subject| bench.requests(subject)).collect();
-        let figures = contend(bench, &subjects, &loads, MICROS.1)?;
+        let (figures, beside) = contend(bench, &subjects, &loads, MICROS.1)?;
         let (one, two) = (format!("{} with 1", peer.name), format!("{} with 2", peer.name));
         let files = subjects.iter().flat_map(|subject| subject.files.clone()).collect();
         let all = subjects.iter().zip(figures).map(|(subject, list)| (subject.name.clone(), list)).collect();
         let id = if peer.name == "tulle" { "workers".to_owned() } else { format!("workers-{}", peer.name) };
-        outcomes.push(Outcome::ratio(&id, (&two, &one), all, files, MICROS.0));
+        let outcome = Outcome::ratio(&id, (&two, &one), all, files, MICROS.0);
+        outcomes.push(outcome.with(beside));
     }
     Ok(outcomes)
 }
@@ -123,21 +125,29 @@ impl Contest<'_> {
         let peers = bench.peers.for_parts(&[&["tulle"], self.rivals].concat(), self.parts);
         let subjects = peers.iter().map(start).collect::<Result<Vec<_>>>()?;
         let loads: Vec<W> = subjects.iter().map(load).collect();
-        let figures = contend(bench, &subjects, &loads, self.unit.1)?;
-        Ok(Outcome::against(self.goals, &subjects, &figures, self.unit.0))
+        let (figures, beside) = contend(bench, &subjects, &loads, self.unit.1)?;
+        let outcomes = Outcome::against(self.goals, &subjects, &figures, self.unit.0).into_iter();
+        Ok(outcomes.map(|outcome| outcome.with(beside)).collect())
     }
 }
 
-/// The paired run: nanoseconds on a processor for each unit of work, divided by `nanos`.
-fn contend<W: Work>(bench: &Bench, subjects: &[Subject], loads: &[W], nanos: f64) -> Result<paired::Rounds> {
+/// The paired run: nanoseconds on a processor for each unit of work, divided by `nanos`; and what the others spent.
+fn contend<W: Work>(bench: &Bench, subjects: &[Subject], loads: &[W], nanos: f64) -> Result<(paired::Rounds, Beside)> {
     for load in loads {
         bench.served(load)?;
     }
-    paired::rounds(subjects.len(), bench.rounds, |index| {
+    let backend = loads.first().map_or(0, Work::backend);
+    let (own, served, mut amount) = (process::own(), process::cpu(backend), 0.0);
+    let figures = paired::rounds(subjects.len(), bench.rounds, |index| {
         let (Some(subject), Some(load)) = (subjects.get(index), loads.get(index)) else { return Ok(f64::NAN) };
         let before = subject.cpu();
         load.run()?;
+        amount += load.amount();
         #[allow(clippy::cast_precision_loss, reason = "nanoseconds of one run")]
         Ok(subject.cpu().saturating_sub(before) as f64 / nanos / load.amount())
-    })
+    })?;
+    #[allow(clippy::cast_precision_loss, reason = "nanoseconds of one line")]
+    let served = process::cpu(backend).saturating_sub(served) as f64;
+    let beside = Beside { client: (process::own() - own) / nanos / amount, backend: served / nanos / amount };
+    Ok((figures, beside))
 }

@@ -27,6 +27,8 @@ pub(crate) trait Work {
     fn once(&self) -> Result<()>;
     /// How much it is: requests, connections, gigabytes.
     fn amount(&self) -> f64;
+    /// The process that answers in the end.
+    fn backend(&self) -> u32;
 }
 
 /// Requests to make.
@@ -48,6 +50,8 @@ pub(crate) struct Load {
     pub(crate) fresh: bool,
     /// Count gigabytes instead of requests.
     pub(crate) by_bytes: bool,
+    /// The process that answers in the end.
+    pub(crate) backend: u32,
 }
 
 impl Work for Load {
@@ -69,6 +73,10 @@ impl Work for Load {
     #[allow(clippy::cast_precision_loss, reason = "requests and bytes of one run")]
     fn amount(&self) -> f64 {
         if self.by_bytes { (self.requests * self.body.len()) as f64 / 1e9 } else { self.requests as f64 }
+    }
+
+    fn backend(&self) -> u32 {
+        self.backend
     }
 }
 

@@ -197,6 +197,7 @@ impl Bench {
             tls: None,
             fresh: false,
             by_bytes: false,
+            backend: self.backend.pid(),
         }
     }
 

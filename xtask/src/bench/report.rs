@@ -22,6 +22,15 @@ pub(crate) enum Verdict {
     None,
 }
 
+/// What client and backend spent beside the proxies, on the mean of all runs of a line.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Beside {
+    /// The client, in the unit of the single figures.
+    pub(crate) client: f64,
+    /// The backend, likewise.
+    pub(crate) backend: f64,
+}
+
 /// One line.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Outcome {
@@ -39,6 +48,8 @@ pub(crate) struct Outcome {
     figures_unit: &'static str,
     /// The single figures of all who ran, one for each counted round.
     figures: BTreeMap<String, Vec<f64>>,
+    /// What others spent meanwhile, where time was measured.
+    beside: Option<Beside>,
     /// The configurations in force.
     #[serde(skip)]
     pub(crate) files: BTreeMap<String, String>,
@@ -112,7 +123,13 @@ impl Outcome {
     ) -> Self {
         let (gate, target) = (goal.and_then(|goal| goal.gate), goal.and_then(|goal| goal.target));
         let verdict = verdict(gate, target, seen.high);
-        Self { id: id.to_owned(), what, unit, gate, target, seen, verdict, figures_unit, figures, files }
+        Self { id: id.to_owned(), what, unit, gate, target, seen, verdict, figures_unit, figures, beside: None, files }
+    }
+
+    /// The line with what client and backend spent.
+    pub(crate) fn with(mut self, beside: Beside) -> Self {
+        self.beside = Some(beside);
+        self
     }
 
     /// Whether it is worse than what a release may be.
@@ -157,7 +174,10 @@ impl Outcome {
         );
         let medians: Vec<_> =
             self.figures.iter().map(|(name, list)| format!("{name} {}", short(paired::median(list)))).collect();
-        println!("{:<12} {}: {} {}", "", self.what, medians.join(", "), self.figures_unit);
+        let beside = self.beside.map(|beside| (short(beside.client), short(beside.backend)));
+        let beside =
+            beside.map(|(client, backend)| format!("; client {client}, backend {backend}")).unwrap_or_default();
+        println!("{:<12} {}: {} {}{beside}", "", self.what, medians.join(", "), self.figures_unit);
     }
 }
 
