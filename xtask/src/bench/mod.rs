@@ -105,13 +105,17 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         processors: process::processors(),
         kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
         versions: bench.peers.all().iter().map(|peer| (peer.name.clone(), peer.version())).collect(),
-        errors: 0,
+        failed: Vec::new(),
         outcomes: Vec::new(),
         files: BTreeMap::new(),
     };
     for part in parts {
         let start = Instant::now();
-        let outcomes = (part.run)(&bench).with_context(|| part.ids.join(", "))?;
+        let outcomes = (part.run)(&bench).unwrap_or_else(|error| {
+            println!("{}: FAILED: {error:#}", part.ids.join(", "));
+            report.failed.push(format!("{}: {error:#}", part.ids.join(", ")));
+            Vec::new()
+        });
         for mut outcome in outcomes {
             outcome.print(noisy);
             report.files.append(&mut outcome.files);
@@ -126,8 +130,9 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     }
     let of = |verdict| report.outcomes.iter().filter(|outcome| outcome.verdict == verdict).count();
     let (holds, gate, missed) = (of(Verdict::Holds), of(Verdict::GateOnly), of(Verdict::Missed));
-    println!("{holds} hold, {gate} gate only, {missed} missed; figures in {}", args.json.display());
-    Ok(missed == 0)
+    let failed = report.failed.len();
+    println!("{holds} hold, {gate} gate only, {missed} missed, {failed} failed; figures in {}", args.json.display());
+    Ok(missed + failed == 0)
 }
 
 /// The lines of these names for a program, as the table would have them.

@@ -231,8 +231,8 @@ pub(crate) struct Report {
     pub(crate) kernel: String,
     /// What the proxies say of their versions.
     pub(crate) versions: BTreeMap<String, String>,
-    /// Requests that failed: a run with one ends without figures.
-    pub(crate) errors: usize,
+    /// Lines without figures, and why: one request that failed is enough.
+    pub(crate) failed: Vec<String>,
     /// The lines.
     pub(crate) outcomes: Vec<Outcome>,
     /// The configurations in force.
