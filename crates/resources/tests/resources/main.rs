@@ -2,6 +2,7 @@
 
 mod errors;
 mod garbage;
+mod identities;
 mod lowering;
 
 use resources::{ParseOptions, Parsed};
