@@ -139,7 +139,7 @@ impl Encoder<'_> {
     fn preference<'p>(&'p self, effective: &Effective<'p>) -> Preference<'p> {
         let own = effective.balancer.and_then(|balancer| balancer.locality.as_ref());
         Preference {
-            setting: own.unwrap_or(&self.mesh.config().locality),
+            setting: own.unwrap_or_else(|| &self.mesh.config().locality),
             place: &self.workload.locality,
             labels: &self.workload.labels,
             watched: effective.outlier.is_some(),

@@ -47,7 +47,7 @@ impl Preference<'_> {
     pub(crate) fn mark(self, cluster: &mut Cluster) {
         let setting = self.setting;
         let fails_over = self.watched && !(setting.failover.is_empty() && setting.failover_priority.is_empty());
-        if setting.off || !(fails_over || !setting.distribute.is_empty()) {
+        if setting.off || (!fails_over && setting.distribute.is_empty()) {
             return;
         }
         let common = cluster.common_lb_config.get_or_insert_default();

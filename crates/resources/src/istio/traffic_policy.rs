@@ -59,7 +59,7 @@ fn parts(object: &Object<'_>) -> TrafficPolicy {
     };
     let locality = policy.load_balancer.as_ref().and_then(|balancer| balancer.locality.as_ref());
     let fails_over = locality.is_some_and(|locality| {
-        !locality.off && !(locality.failover.is_empty() && locality.failover_priority.is_empty())
+        !(locality.off || locality.failover.is_empty() && locality.failover_priority.is_empty())
     });
     if let (true, None, Some(field)) = (fails_over, &policy.outlier, object.get("loadBalancer")) {
         field

@@ -168,7 +168,7 @@ async fn beside_its_proxy(
 ) -> Result<i32, Exit> {
     let mut proxy = sidecar::start(place, material).await?;
     let listeners = sidecar::listeners(place, &mut proxy).await?;
-    let network = network.as_declared(&listeners, place)?;
+    let network = network.into_declared(&listeners, place)?;
     let mesh = match &network {
         Network::Pocket { .. } => names::Names::ask(place).await.unwrap_or_default(),
         Network::Loopback { .. } => names::Names::explicit(&listeners),

@@ -132,7 +132,7 @@ impl Network {
     }
 
     /// What the proxy's listeners show that the workload is really declared with.
-    pub(super) fn as_declared(self, listeners: &[Listener], place: &Place) -> Result<Self, Exit> {
+    pub(super) fn into_declared(self, listeners: &[Listener], place: &Place) -> Result<Self, Exit> {
         let who = format!("{}.{}", place.workload.name, place.workload.namespace);
         let outbound = listeners.iter().find(|listener| listener.name == "virtualOutbound");
         match (self, outbound) {
