@@ -170,6 +170,17 @@ spec:
         narrow
     }
 
+    /// What `tap` says of the first request of a path; asked again until tap has begun to listen.
+    fn tapped(&self, path: &str) -> String {
+        let mut tap = self.command(&["tap", "--run-dir", "run", "--max", "1", "--path", path]);
+        let mut tap = tap.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        until("tap ends", || {
+            self.get(path);
+            tap.try_wait().unwrap().is_some()
+        });
+        self.masked(&shown(&tap.wait_with_output().unwrap()))
+    }
+
     fn get(&self, path: &str) -> Option<u16> {
         let to = SocketAddr::from(([127, 79, self.block, 1], self.port));
         let mut stream = TcpStream::connect(to).ok()?;
@@ -237,7 +248,11 @@ fn every_look_at_a_living_mesh() {
     said.push_str(&mesh.join("web-1", "web"));
     until("a request goes through", || mesh.get("/") == Some(200));
     until("both have everything", || mesh.say(&["proxy", "ls", "--run-dir", "run"]).matches('✓').count() == 2);
-    said.push_str(&mesh.say(&["token", "list", "--ca-dir", "ca"]));
+    // Two tokens of one moment come in any order.
+    let list = mesh.say(&["token", "list", "--ca-dir", "ca"]);
+    let (head, mut tokens) = (list.lines().take(3), list.lines().skip(3).collect::<Vec<_>>());
+    tokens.sort_unstable();
+    said.push_str(&head.chain(tokens).map(|line| format!("{line}\n")).collect::<String>());
     insta::assert_snapshot!("tokens", said);
 
     let mut said = mesh.say(&["proxy", "ls", "--run-dir", "run"]);
@@ -262,16 +277,7 @@ fn every_look_at_a_living_mesh() {
     said.push_str(&mesh.say(&["get", "svc", "-n", "shop", "-o", "name", "--run-dir", "run"]));
     insta::assert_snapshot!("objects", said);
 
-    let tap =
-        mesh.command(&["tap", "--run-dir", "run", "--max", "2"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-    let tap = tap.unwrap();
-    // Each request is told by the caller's proxy and by the called one's.
-    std::thread::sleep(Duration::from_secs(1));
-    assert_eq!(mesh.get("/items"), Some(200));
-    std::thread::sleep(Duration::from_millis(300));
-    assert_eq!(mesh.get("/secret"), Some(403));
-    let output = tap.wait_with_output().unwrap();
-    insta::assert_snapshot!("tap", mesh.masked(&shown(&output)));
+    insta::assert_snapshot!("tap", mesh.tapped("/items") + &mesh.tapped("/secret"));
 
     let strict = mesh.say(&["check", "--run-dir", "run", "--ca-dir", "ca"]);
     let said = strict.find("control plane\n").map_or("", |at| &strict[at..]);
