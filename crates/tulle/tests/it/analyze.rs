@@ -360,12 +360,3 @@ fn retries_for_nobody() {
     3 errors; 0 objects that take effect in 1 file; hosts were not checked: none of the files declares a service
     "#);
 }
-
-/// The whole bootstrap of a workload, as Envoy would run it.
-#[test]
-fn a_whole_translation() {
-    let directory = mesh(&[("catalog.yaml", SERVICE), ("policy.yaml", POLICY)]);
-    let said =
-        tulle(directory.path(), &["translate", "-q", "-f", "mesh", "--workload", "catalog-1.shop", "-o", "bootstrap"]);
-    insta::assert_snapshot!("whole_translation", said);
-}
