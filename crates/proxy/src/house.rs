@@ -1,6 +1,7 @@
 //! The proxy as its administration sees it.
 
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,6 +12,7 @@ use proto::envoy::config::bootstrap::v3::Bootstrap;
 use proto::envoy::config::core::v3::{address as proto_address, socket_address::PortSpecifier};
 use proto::google::protobuf::Any;
 use tokio::sync::{mpsc, watch};
+use tokio::task::AbortHandle;
 
 use crate::admin::{self, BindError, Door, Drain, Held, House, Scope, State};
 use crate::config::Progress;
@@ -120,7 +122,7 @@ impl Admin {
     ///
     /// # Errors
     /// The address cannot be had.
-    pub async fn open(rooms: &Rooms) -> Result<Self, BindError> {
+    pub async fn open(rooms: &Rooms, inherited: Option<OwnedFd>) -> Result<Self, BindError> {
         let configured = rooms.bootstrap.admin.as_ref().and_then(|admin| admin.address.as_ref());
         let Some(address) = configured.and_then(|address| address.address.as_ref()) else { return Ok(Self(None)) };
         let address = match address {
@@ -137,6 +139,11 @@ impl Admin {
             }
             proto_address::Address::EnvoyInternalAddress(_) => return Ok(Self(None)),
         };
+        if let Some(socket) = inherited {
+            let adopted = Door::adopt(&address, socket);
+            let failed = |error| BindError::System { address: address.to_string(), error };
+            return adopted.map(Some).map(Self).map_err(failed);
+        }
         admin::bind(&address, Scope::Admin, rooms.anywhere).await.map(Some).map(Self)
     }
 
@@ -145,11 +152,15 @@ impl Admin {
         self.0.as_ref().and_then(Door::port)
     }
 
+    /// Another descriptor of its socket.
+    pub fn copy(&self) -> Option<OwnedFd> {
+        self.0.as_ref().and_then(Door::copy)
+    }
+
     /// Serves it in a task of its own.
-    pub fn serve(self, rooms: &Arc<Rooms>) {
-        if let Some(door) = self.0 {
-            let tower = Arc::clone(&rooms.shared.tower);
-            tokio::spawn(admin::serve(door, Scope::Admin, Arc::clone(rooms) as Arc<dyn House>, tower));
-        }
+    pub fn serve(self, rooms: &Arc<Rooms>) -> Option<AbortHandle> {
+        let tower = Arc::clone(&rooms.shared.tower);
+        let house = Arc::clone(rooms) as Arc<dyn House>;
+        self.0.map(|door| tokio::spawn(admin::serve(door, Scope::Admin, house, tower)).abort_handle())
     }
 }

@@ -12,6 +12,7 @@ pub mod admin;
 pub mod config;
 pub mod door;
 pub mod h1;
+pub mod handover;
 pub mod house;
 pub mod http;
 pub mod net;

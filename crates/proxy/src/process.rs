@@ -17,11 +17,17 @@ use crate::admin::Drain;
 use crate::config::saved::Saved;
 use crate::config::{Configuration, Progress};
 use crate::door::listeners::Listening;
+use crate::handover;
+use crate::handover::heir::Inheritance;
+use crate::handover::office::{Estate, Office, OfficeError};
 use crate::house::{Admin, Rooms};
 use crate::overload::Overload;
 use crate::report::Watchtower;
 use crate::shared::Shared;
 use crate::worker::{self, Handle, Order};
+
+/// How long a silent control plane is waited for, if nothing else is said: a proxy that was killed serves again at once.
+pub const STATE_WAIT: Duration = Duration::from_millis(100);
 
 /// How a proxy is started.
 #[derive(Debug, Clone)]
@@ -32,10 +38,16 @@ pub struct Settings {
     pub concurrency: usize,
     /// Where the last good configuration is kept; `None`: nowhere.
     pub state_dir: Option<PathBuf>,
+    /// How long a silent control plane is waited for before the last good configuration is used.
+    pub state_wait: Duration,
     /// How long connections may take to come to their end when the process is told to.
     pub drain: Duration,
     /// React to SIGTERM and SIGINT.
     pub signals: bool,
+    /// Where another process finds this one to take over from it; `None`: nobody can.
+    pub run_dir: Option<PathBuf>,
+    /// Take the listening sockets over from the proxy that runs in `run_dir`, if one does.
+    pub take_over: bool,
     /// Let the admin address be one that other machines can reach.
     pub admin_anywhere: bool,
 }
@@ -47,8 +59,11 @@ impl Settings {
             bootstrap,
             concurrency: 1,
             state_dir: None,
+            state_wait: STATE_WAIT,
             drain: Duration::from_secs(10),
             signals: false,
+            run_dir: None,
+            take_over: false,
             admin_anywhere: false,
         }
     }
@@ -71,6 +86,17 @@ pub enum StartError {
     /// The admin address cannot be had.
     #[error("{0}")]
     Admin(String),
+    /// Nobody could take over from it.
+    #[error("{0}")]
+    Office(#[from] OfficeError),
+    /// The proxy that runs does not hand over.
+    #[error("cannot take over from the proxy in {run_dir}: {reason}")]
+    TakeOver {
+        /// The run directory.
+        run_dir: PathBuf,
+        /// Why.
+        reason: std::io::Error,
+    },
     /// The system gives no thread or runtime.
     #[error("cannot start: {0}")]
     System(#[from] std::io::Error),
@@ -81,6 +107,8 @@ pub enum StartError {
 pub enum Command {
     /// Drain, then end.
     Stop,
+    /// Another process serves on the same sockets: drain with patience, then end.
+    Replaced,
     /// Close listeners and let their connections come to their end; the process stays.
     Drain(Drain),
 }
@@ -119,16 +147,20 @@ impl Proxy {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let (commands, orders) = mpsc::unbounded_channel();
         let rooms = Rooms::new(&shared, &settings, commands.clone());
-        let admin = runtime.block_on(Admin::open(&rooms)).map_err(|error| StartError::Admin(error.to_string()))?;
+        let mut inheritance = inherit(&settings)?;
+        let office = Successor::prepare(&settings, inheritance.is_some(), &commands)?;
+        let inherited = inheritance.as_mut().and_then(Inheritance::claim_admin);
+        let admin = runtime.block_on(Admin::open(&rooms, inherited));
+        let admin = admin.map_err(|error| StartError::Admin(error.to_string()))?;
         let configuration = {
             let _inside = runtime.enter();
             let (shared, workers) = (Arc::clone(&shared), Arc::clone(&workers));
-            Configuration::new(shared, workers, store, &settings.bootstrap, saved)
+            Configuration::new(shared, workers, store, &settings.bootstrap, saved, settings.state_wait, inheritance)
         };
         let admin_port = admin.port();
         let listening = configuration.listening.subscribe();
         let progress = configuration.progress.subscribe();
-        let keeper = Keeper { shared: Arc::clone(&shared), workers, rooms, orders, settings };
+        let keeper = Keeper { shared: Arc::clone(&shared), workers, rooms, orders, settings, office };
         let thread = std::thread::Builder::new()
             .name("control".to_owned())
             .spawn(move || runtime.block_on(keeper.run(configuration, admin)))?;
@@ -189,6 +221,58 @@ fn introduce(node: &mut Node) {
     }
 }
 
+/// The sockets of the proxy that this one takes over from.
+fn inherit(settings: &Settings) -> Result<Option<Inheritance>, StartError> {
+    match settings.run_dir.as_deref().filter(|_| settings.take_over) {
+        None => Ok(None),
+        Some(run_dir) => {
+            let taken = handover::heir::take(run_dir);
+            taken.map_err(|reason| StartError::TakeOver { run_dir: run_dir.to_owned(), reason })
+        }
+    }
+}
+
+/// Lets another process take over from this one.
+struct Successor {
+    run_dir: PathBuf,
+    /// Open already where there was nobody in office.
+    office: Option<Office>,
+    commands: mpsc::UnboundedSender<Command>,
+}
+
+impl Successor {
+    fn prepare(
+        settings: &Settings,
+        taken_over: bool,
+        commands: &mpsc::UnboundedSender<Command>,
+    ) -> Result<Option<Self>, StartError> {
+        let Some(run_dir) = settings.run_dir.clone() else { return Ok(None) };
+        let office = if taken_over { None } else { Some(Office::open(&run_dir, false)?) };
+        Ok(Some(Self { run_dir, office, commands: commands.clone() }))
+    }
+
+    /// As soon as this proxy serves it can be replaced.
+    async fn receive(self, estate: Estate, mut progress: watch::Receiver<Progress>) {
+        if progress.wait_for(|progress| progress.ready).await.is_err() {
+            return;
+        }
+        let office = self.office.map_or_else(|| Office::open(&self.run_dir, true), Ok);
+        let replaced = move || drop(self.commands.send(Command::Replaced));
+        let served = office.map_err(|error| error.to_string());
+        let served = served.and_then(|office| office.serve(estate, replaced).map_err(|error| error.to_string()));
+        if let Err(error) = served {
+            tracing::error!(event = "no-handover", %error, "nobody will be able to take over from this proxy");
+        }
+    }
+}
+
+/// Why a proxy ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Stopped,
+    Replaced,
+}
+
 /// Runs on the control thread for the life of the process.
 struct Keeper {
     shared: Arc<Shared>,
@@ -196,34 +280,47 @@ struct Keeper {
     rooms: Arc<Rooms>,
     orders: mpsc::UnboundedReceiver<Command>,
     settings: Settings,
+    office: Option<Successor>,
 }
 
 impl Keeper {
     async fn run(mut self, configuration: Configuration, admin: Admin) {
         let progress = configuration.progress.subscribe();
         tokio::spawn(settle(progress.clone()));
-        self.rooms.watch(progress);
+        self.rooms.watch(progress.clone());
+        if let Some(office) = self.office.take() {
+            let listening = configuration.listening.subscribe();
+            let estate = Estate { listening, workers: Arc::clone(&self.workers), admin: admin.copy() };
+            tokio::spawn(office.receive(estate, progress));
+        }
         tokio::spawn(crate::upstream::sweep::run(Arc::clone(&self.shared)));
         tokio::spawn(crate::upstream::health::run(Arc::clone(&self.shared)));
         tokio::spawn(Arc::clone(&self.shared.tower).keep());
         tokio::spawn(Arc::clone(&self.shared.overload).watch(Arc::clone(&self.shared.tower)));
-        admin.serve(&self.rooms);
+        let admin = admin.serve(&self.rooms);
         let configuration = tokio::spawn(configuration.run());
-        self.wait_for_the_end().await;
+        let end = self.wait_for_the_end().await;
         self.rooms.begin_drain();
         configuration.abort();
+        if end == End::Replaced {
+            if let Some(admin) = admin {
+                admin.abort();
+            }
+            // Clients that are quiet find the other process when they come again, so there is no hurry.
+            self.workers.iter().for_each(|worker| worker.order(Order::Shed { inbound_only: false }));
+        }
         let within = self.settings.drain;
         let workers = Arc::clone(&self.workers);
         let ended = tokio::task::spawn_blocking(move || drain(&workers, within));
         tokio::select! {
             _ = ended => {}
             // A second signal ends it at once.
-            () = self.wait_for_the_end() => {}
+            _ = self.wait_for_the_end() => {}
         }
         self.shared.tower.sinks.finish();
     }
 
-    async fn wait_for_the_end(&mut self) {
+    async fn wait_for_the_end(&mut self) -> End {
         let signals = self.settings.signals;
         let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
             tracing::error!(event = "no-signals", "signals cannot be received; stop over the admin interface");
@@ -236,12 +333,18 @@ impl Keeper {
                         for worker in self.workers.iter() {
                             worker.order(Order::Shed { inbound_only: what.inbound_only });
                         }
+                        continue;
                     }
-                    Some(Command::Stop) | None => return,
+                    Some(Command::Replaced) => {
+                        tracing::info!(event = "replaced", "another process has taken over");
+                        return End::Replaced;
+                    }
+                    Some(Command::Stop) | None => return End::Stopped,
                 },
-                _ = term.recv(), if signals => return tracing::info!(event = "stopping", signal = "SIGTERM"),
-                _ = int.recv(), if signals => return tracing::info!(event = "stopping", signal = "SIGINT"),
+                _ = term.recv(), if signals => tracing::info!(event = "stopping", signal = "SIGTERM"),
+                _ = int.recv(), if signals => tracing::info!(event = "stopping", signal = "SIGINT"),
             }
+            return End::Stopped;
         }
     }
 }

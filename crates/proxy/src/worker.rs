@@ -2,7 +2,8 @@
 //! is ever touched by another thread; orders come through a channel.
 
 use std::cell::RefCell;
-use std::rc::Rc;
+use std::os::fd::OwnedFd;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -16,6 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::door;
+use crate::door::accept::Open;
 use crate::net::listen::Bound;
 use crate::net::stream::Socket;
 use crate::overload::{Client, Door};
@@ -39,6 +41,13 @@ pub enum Order {
         bound: Bound,
         /// Hand accepted connections over to the least loaded worker instead of keeping them.
         spread: bool,
+    },
+    /// Give a copy of that socket away; no answer where it is not open.
+    Copy {
+        /// As in [`Order::Listen`].
+        socket: u64,
+        /// Where to.
+        answer: std::sync::mpsc::SyncSender<OwnedFd>,
     },
     /// Accept no more on that socket.
     Stop {
@@ -123,8 +132,13 @@ pub struct Worker {
     draining: watch::Sender<bool>,
 }
 
-/// A socket on which connections are accepted: the listener's name, and what stops it.
-type Accepting = (Arc<str>, watch::Sender<bool>);
+/// A socket on which connections are accepted.
+struct Accepting {
+    listener: Arc<str>,
+    stop: watch::Sender<bool>,
+    /// It closes when accepting ends, whoever knows of it here.
+    open: Weak<Open>,
+}
 
 /// The connections of one filter chain.
 struct Group {
@@ -196,14 +210,25 @@ impl Worker {
     fn obey(self: &Rc<Self>, order: Order) {
         match order {
             Order::Listen { socket, listener, bound, spread } => {
+                let open = match Open::new(bound) {
+                    Ok(open) => Rc::new(open),
+                    Err(error) => return tracing::error!(%listener, %error, "cannot accept connections"),
+                };
                 let stop = watch::Sender::new(false);
                 let stopped = stop.subscribe();
-                self.sockets.borrow_mut().insert(socket, (Arc::clone(&listener), stop));
-                tokio::task::spawn_local(door::accept::run(Rc::clone(self), listener, bound, spread, stopped));
+                let accepting = Accepting { listener: Arc::clone(&listener), stop, open: Rc::downgrade(&open) };
+                self.sockets.borrow_mut().insert(socket, accepting);
+                tokio::task::spawn_local(door::accept::run(Rc::clone(self), listener, open, spread, stopped));
+            }
+            Order::Copy { socket, answer } => {
+                let open = self.sockets.borrow().get(&socket).and_then(|accepting| accepting.open.upgrade());
+                if let Some(copy) = open.and_then(|open| open.copy().ok()) {
+                    let _ = answer.try_send(copy);
+                }
             }
             Order::Stop { socket } => {
-                if let Some((_, stop)) = self.sockets.borrow_mut().remove(&socket) {
-                    stop.send_replace(true);
+                if let Some(accepting) = self.sockets.borrow_mut().remove(&socket) {
+                    accepting.stop.send_replace(true);
                 }
             }
             Order::Take { listener, stream } => match tokio::net::TcpStream::from_std(stream) {
@@ -311,9 +336,9 @@ impl Worker {
             let direction = plan.listener(name).map(|listener| listener.direction);
             !inbound_only || direction == Some(Direction::Inbound)
         };
-        for (name, stop) in self.sockets.borrow().values() {
-            if concerned(name) {
-                stop.send_replace(true);
+        for accepting in self.sockets.borrow().values() {
+            if concerned(&accepting.listener) {
+                accepting.stop.send_replace(true);
             }
         }
         for group in self.chains.borrow().values() {
@@ -326,8 +351,8 @@ impl Worker {
     async fn drain(self: Rc<Self>, within: Duration) {
         let end = Instant::now() + within;
         self.draining.send_replace(true);
-        for (_, (_, stop)) in self.sockets.borrow_mut().drain() {
-            stop.send_replace(true);
+        for (_, accepting) in self.sockets.borrow_mut().drain() {
+            accepting.stop.send_replace(true);
         }
         for group in self.chains.borrow().values() {
             group.drain.send_replace(true);

@@ -1,6 +1,7 @@
 //! Where the administration listens.
 
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 
@@ -19,6 +20,33 @@ pub enum Door {
 }
 
 impl Door {
+    /// A listening socket of another process for this address.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn adopt(address: &Address, socket: OwnedFd) -> io::Result<Self> {
+        match address {
+            Address::Unix(_) => {
+                let listener = std::os::unix::net::UnixListener::from(socket);
+                listener.set_nonblocking(true)?;
+                UnixListener::from_std(listener).map(Self::Unix)
+            }
+            Address::Socket(_) | Address::Name { .. } => {
+                let listener = std::net::TcpListener::from(socket);
+                listener.set_nonblocking(true)?;
+                TcpListener::from_std(listener).map(Self::Tcp)
+            }
+        }
+    }
+
+    /// Another descriptor of the same socket.
+    pub fn copy(&self) -> Option<OwnedFd> {
+        match self {
+            Self::Tcp(listener) => listener.as_fd().try_clone_to_owned().ok(),
+            Self::Unix(listener) => listener.as_fd().try_clone_to_owned().ok(),
+        }
+    }
+
     /// The port, for TCP.
     pub fn port(&self) -> Option<u16> {
         match self {

@@ -3,6 +3,7 @@
 //! One task owns the engine's store. Everything that can change it - xDS updates, resolved names, files, secrets - comes to
 //! it as a message; after each it puts the new plan in force, tells the workers, and answers whom it must.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use tokio::time::Instant;
 use xds::client::{Event, Rejection};
 
 use crate::door::listeners::{Listeners, Listening};
+use crate::handover::heir::{Inheritance, Word};
 use crate::shared::Shared;
 use crate::worker::{Handle, Order};
 
@@ -29,8 +31,6 @@ pub mod secrets;
 
 /// How long anything new waits for its routes, endpoints, names and secrets (Envoy: `initial_fetch_timeout`).
 const FIRST_FETCH: Duration = Duration::from_secs(15);
-/// How long a server may be silent before the saved configuration is used.
-const PATIENCE: Duration = Duration::from_secs(2);
 /// Between two tries to open a listener whose address is taken, and between looks at files.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -89,6 +89,10 @@ pub struct Configuration {
     generation: Option<u64>,
     /// Type and name of what is warming, and since when.
     warming: HashMap<(Arc<str>, Arc<str>), Instant>,
+    /// How long a server may be silent before the saved configuration is used. What it says later counts more.
+    patience: Duration,
+    /// Tells the proxy that this one takes over from that it may go.
+    word: Option<Word>,
 }
 
 impl Configuration {
@@ -99,7 +103,10 @@ impl Configuration {
         store: Store,
         bootstrap: &Bootstrap,
         saved: Option<saved::Saved>,
+        patience: Duration,
+        mut inheritance: Option<Inheritance>,
     ) -> Self {
+        let word = inheritance.as_mut().and_then(Inheritance::word);
         let (outbox, inbox) = mpsc::channel(256);
         let node = bootstrap.node.clone().unwrap_or_default();
         let stream = dynamic::Dynamic::start(bootstrap, &shared);
@@ -110,7 +117,7 @@ impl Configuration {
             shared,
             workers,
             store,
-            listeners: Listeners::default(),
+            listeners: Listeners::inheriting(inheritance),
             saved,
             progress: watch::Sender::default(),
             listening: watch::Sender::default(),
@@ -118,13 +125,16 @@ impl Configuration {
             inbox,
             generation: None,
             warming: HashMap::new(),
+            patience,
+            word,
         }
     }
 
     /// Runs until the process ends.
     pub async fn run(mut self) {
-        let began = Instant::now();
         let mut look = tokio::time::interval(LOOK);
+        let mut patience = pin!(tokio::time::sleep(self.patience));
+        let mut patient = true;
         self.put_in_force();
         loop {
             tokio::select! {
@@ -133,12 +143,16 @@ impl Configuration {
                     Some(message) => self.take(message),
                     None => return,
                 },
+                () = &mut patience, if patient => {
+                    patient = false;
+                    if self.stream.as_ref().is_some_and(dynamic::Dynamic::silent) {
+                        self.use_saved();
+                        self.put_in_force();
+                    }
+                }
                 _ = look.tick() => {
                     self.shared.tls.refresh_files();
                     self.stop_waiting();
-                    if self.stream.as_ref().is_some_and(|s| s.silent()) && began.elapsed() >= PATIENCE {
-                        self.use_saved();
-                    }
                     if let Some(saved) = &mut self.saved {
                         saved.write_if_changed();
                     }
@@ -282,7 +296,11 @@ impl Configuration {
             stream.ask(type_url::ROUTE, self.store.wanted_routes());
             stream.ask(type_url::SECRET, self.store.wanted_secrets());
         }
-        let failures = self.listeners.follow(&plan, &self.workers);
+        let all_came = self.stream.as_ref().is_none_or(dynamic::Dynamic::is_complete) || self.generation_from_saved();
+        let complete = all_came && self.store.warming().is_empty();
+        // While another proxy serves on the same sockets, nothing is accepted with half a configuration.
+        let wait = self.word.is_some() && !complete;
+        let failures = if wait { Vec::new() } else { self.listeners.follow(&plan, &self.workers) };
         for failure in &failures {
             tracing::error!(event = "listener-closed", %failure);
         }
@@ -297,9 +315,14 @@ impl Configuration {
                 worker.order(Order::PlanChanged);
             }
         }
-        let complete = self.stream.as_ref().is_none_or(dynamic::Dynamic::is_complete);
-        let warm = self.store.warming().is_empty();
-        let ready = failures.is_empty() && warm && (complete || self.generation_from_saved());
+        let ready = failures.is_empty() && complete;
+        if let Some(word) = self.word.take_if(|_| ready) {
+            self.listeners.settle();
+            match word.serving() {
+                Ok(()) => tracing::info!(event = "taken-over", "this proxy serves now; the other one comes to its end"),
+                Err(error) => tracing::warn!(event = "taken-over", %error, "the other proxy is gone already"),
+            }
+        }
         self.progress.send_if_modified(|known| {
             let differs = known.ready != ready;
             // Once ready, a listener that cannot be opened is an error of its own and not of the whole proxy.

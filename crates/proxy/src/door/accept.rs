@@ -1,6 +1,7 @@
 //! Accepting connections, on the worker that will serve them or for all workers.
 
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,15 +18,13 @@ use crate::worker::Worker;
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
 /// Accepts until told to stop.
-pub async fn run(worker: Rc<Worker>, listener: Arc<str>, bound: Bound, spread: bool, mut stop: watch::Receiver<bool>) {
-    let open = match bound {
-        Bound::Tcp(tcp) => TcpListener::from_std(tcp).map(Open::Tcp),
-        Bound::Unix(unix) => UnixListener::from_std(unix).map(Open::Unix),
-    };
-    let open = match open {
-        Ok(open) => open,
-        Err(error) => return tracing::error!(%listener, %error, "cannot accept connections"),
-    };
+pub async fn run(
+    worker: Rc<Worker>,
+    listener: Arc<str>,
+    open: Rc<Open>,
+    spread: bool,
+    mut stop: watch::Receiver<bool>,
+) {
     loop {
         let bypass = worker.shared.plan.load().listener(&listener).is_some_and(|listener| listener.bypasses_overload);
         // Who cannot be served waits in the system's queue, where waiting costs nothing.
@@ -49,12 +48,38 @@ pub async fn run(worker: Rc<Worker>, listener: Arc<str>, bound: Bound, spread: b
     }
 }
 
-enum Open {
+/// A listening socket of this worker.
+#[derive(Debug)]
+pub enum Open {
+    /// TCP.
     Tcp(TcpListener),
+    /// A Unix stream socket.
     Unix(UnixListener),
 }
 
 impl Open {
+    /// Gives the socket to this worker's runtime.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn new(bound: Bound) -> io::Result<Self> {
+        match bound {
+            Bound::Tcp(tcp) => TcpListener::from_std(tcp).map(Self::Tcp),
+            Bound::Unix(unix) => UnixListener::from_std(unix).map(Self::Unix),
+        }
+    }
+
+    /// Another descriptor of the same socket.
+    ///
+    /// # Errors
+    /// When the process has no descriptor left.
+    pub fn copy(&self) -> io::Result<OwnedFd> {
+        match self {
+            Self::Tcp(tcp) => tcp.as_fd().try_clone_to_owned(),
+            Self::Unix(unix) => unix.as_fd().try_clone_to_owned(),
+        }
+    }
+
     async fn accept(&self) -> io::Result<Socket> {
         match self {
             Self::Tcp(tcp) => {

@@ -9,6 +9,7 @@ use engine::Plan;
 use engine::listener::{Address, Listener};
 use hashbrown::HashMap;
 
+use crate::handover::heir::Inheritance;
 use crate::net::listen::{self, Bound, ListenOptions};
 use crate::worker::{Handle, Order};
 
@@ -17,6 +18,8 @@ use crate::worker::{Handle, Order};
 pub struct Listeners {
     open: HashMap<Arc<str>, Vec<Door>>,
     next: u64,
+    /// Sockets of the proxy that this one takes over from.
+    inherited: Option<Inheritance>,
 }
 
 /// One address of a listener.
@@ -50,9 +53,23 @@ pub struct Listening {
     pub address: Address,
     /// With the port that the system chose, for TCP.
     pub bound: Option<SocketAddr>,
+    /// The file of the network namespace it is in, if that is not this process's own.
+    pub namespace: Option<Arc<Path>>,
+    /// Its sockets, each with the worker that accepts on it.
+    pub sockets: Vec<(u64, usize)>,
 }
 
 impl Listeners {
+    /// Listeners that take the sockets of another proxy where they have the same address.
+    pub fn inheriting(inherited: Option<Inheritance>) -> Self {
+        Self { inherited, ..Self::default() }
+    }
+
+    /// Everything wanted is open: what is left of another proxy's sockets is closed.
+    pub fn settle(&mut self) {
+        self.inherited = None;
+    }
+
     /// Opens what the plan has and closes what it has no more. What fails is tried again at the next call.
     pub fn follow(&mut self, plan: &Plan, workers: &[Handle]) -> Vec<Closed> {
         let mut failures = Vec::new();
@@ -96,6 +113,8 @@ impl Listeners {
                 listener: Arc::clone(name),
                 address: door.wanted.clone(),
                 bound: door.bound,
+                namespace: door.namespace.clone(),
+                sockets: door.sockets.clone(),
             })
         });
         all.collect()
@@ -114,17 +133,25 @@ impl Listeners {
             backlog: listener.backlog.and_then(|backlog| i32::try_from(backlog).ok()).unwrap_or(4096),
             ..ListenOptions::default()
         };
-        let first = bind(address, &options)?;
-        let bound = first.local();
         let namespace = listener.namespace.clone();
+        let inherited = self.inherited.as_mut().map(|all| all.claim(address, namespace.as_deref()));
+        let mut sockets = inherited.filter(|sockets| !sockets.is_empty()).unwrap_or_default();
+        // One socket that was opened for itself cannot be joined by others.
+        let alone = sockets.len() == 1;
+        if sockets.is_empty() {
+            sockets.push(bind(address, &options)?);
+        }
+        let bound = sockets.first().and_then(Bound::local);
         let mut door = Door { wanted: address.clone(), namespace, bound, sockets: Vec::new() };
-        let accepting = if own_sockets && bound.is_some() { workers.len() } else { 1 };
-        let mut sockets = vec![first];
+        let accepting = if own_sockets && !alone && bound.is_some() { workers.len() } else { 1 };
         while let (true, Some(bound)) = (sockets.len() < accepting, bound) {
             sockets.push(listen::bind_tcp(bound, &options).map(Bound::Tcp)?);
         }
-        let spread = workers.len() > 1 && accepting == 1;
-        for (index, (worker, bound)) in workers.iter().zip(sockets).enumerate() {
+        let spread = workers.len() > 1 && sockets.len() == 1;
+        // Every socket is somebody's, also when there are more of them than workers: the kernel gives connections to each.
+        for (at, bound) in sockets.into_iter().enumerate() {
+            let index = at % workers.len().max(1);
+            let Some(worker) = workers.get(index) else { continue };
             self.next += 1;
             let socket = self.next;
             worker.order(Order::Listen { socket, listener: Arc::clone(&listener.name), bound, spread });

@@ -8,7 +8,7 @@ use crate::output::Exit;
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 #[command(
-    after_help = "Examples:\n  tulle proxy -c bootstrap.yaml --concurrency 2\n  tulle proxy -c bootstrap.yaml --mode validate\n  tulle proxy ls\n  tulle proxy config web-1.shop routes"
+    after_help = "Examples:\n  tulle proxy -c bootstrap.yaml --concurrency 2\n  tulle proxy -c bootstrap.yaml --mode validate\n  tulle proxy -c bootstrap.yaml --run-dir /run/web --take-over\n  tulle proxy ls\n  tulle proxy config web-1.shop routes"
 )]
 pub(crate) struct Args {
     #[command(subcommand)]

@@ -29,9 +29,16 @@ pub(crate) struct Args {
     /// Keep the last good configuration here (0700), for starts without a control plane
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// Sockets of this proxy: the admin interface is DIR/admin.sock unless the bootstrap says otherwise
+    /// How long a silent control plane is waited for before the last good configuration is used
+    #[arg(long, value_name = "TIME", value_parser = super::duration::parse, default_value = "100ms")]
+    state_wait: Duration,
+    /// Sockets of this proxy: DIR/admin.sock unless the bootstrap says otherwise, and DIR/handover.sock for --take-over
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
+    /// Take over from the proxy that runs with this --run-dir, if one does: its listening sockets, with no connection lost;
+    /// it drains and ends once this one serves
+    #[arg(long, requires = "run_dir")]
+    take_over: bool,
     /// Seconds that connections may take to end after SIGTERM
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     drain_time: u64,
@@ -136,6 +143,9 @@ fn serve(args: Args, bootstrap: Bootstrap) -> Exit {
     let mut settings = Settings::new(bootstrap);
     settings.concurrency = args.concurrency;
     settings.state_dir = args.state_dir;
+    settings.state_wait = args.state_wait;
+    settings.run_dir = args.run_dir;
+    settings.take_over = args.take_over;
     settings.drain = Duration::from_secs(args.drain_time);
     settings.signals = true;
     settings.admin_anywhere = args.admin_anywhere;
@@ -148,7 +158,9 @@ fn serve(args: Args, bootstrap: Bootstrap) -> Exit {
             let exit = match error {
                 StartError::Resources(_) => Exit::Invalid,
                 StartError::State { .. } => Exit::Forbidden,
-                StartError::Admin(_) | StartError::System(_) => Exit::Conflict,
+                StartError::Admin(_) | StartError::System(_) | StartError::Office(_) | StartError::TakeOver { .. } => {
+                    Exit::Conflict
+                }
             };
             fail(exit, error, None)
         }

@@ -8,8 +8,9 @@ use control::client::Client;
 use identity::agent::{Agent, AgentHandle, AgentSettings, Material};
 use identity::reach::Server;
 use telemetry::logging::{self, Style};
+use tokio::process::Child;
 
-use self::declare::Offer;
+use self::declare::{Declared, Offer};
 use self::network::{NetChoice, Network};
 use self::place::Place;
 use super::duration;
@@ -125,12 +126,9 @@ async fn joined(args: Args, place: &Place, network: Network, global: &Global) ->
         _ => None,
     };
     let pocket = network.pocket().map(Path::to_owned);
-    let ended = beside_its_proxy(&args, place, network, &material, global).await;
+    let ended = beside_its_proxy(&args, place, network, &material, declared, global).await;
     if let Some(file) = pocket {
         node::pocket::remove(&file);
-    }
-    if let Some(declared) = declared {
-        declared.withdraw().await;
     }
     ended
 }
@@ -158,16 +156,43 @@ fn join(args: &Args, place: &Place) -> Result<AgentHandle, Exit> {
     })
 }
 
-/// Starts the proxy, runs the program, ends the proxy.
+/// Runs the program beside its proxy. When it has ended it is withdrawn first, so that nobody calls it any more; then the
+/// proxy ends.
 async fn beside_its_proxy(
     args: &Args,
     place: &Place,
     network: Network,
     material: &Material,
+    declared: Option<Declared>,
     global: &Global,
 ) -> Result<i32, Exit> {
-    let mut proxy = sidecar::start(place, material).await?;
-    let listeners = sidecar::listeners(place, &mut proxy).await?;
+    let mut proxy = match sidecar::prepare(place, material).and_then(|()| sidecar::start(place, sidecar::FIRST_WAIT)) {
+        Ok(proxy) => proxy,
+        Err(exit) => return withdrawn(declared, Err(exit)).await,
+    };
+    let code = beside(args, place, network, material, &mut proxy, global).await;
+    let code = withdrawn(declared, code).await;
+    spawn::end(&mut proxy).await;
+    code
+}
+
+async fn withdrawn(declared: Option<Declared>, code: Result<i32, Exit>) -> Result<i32, Exit> {
+    if let Some(declared) = declared {
+        declared.withdraw().await;
+    }
+    code
+}
+
+/// Waits for the proxy, runs the program, and sees to it that the proxy goes on.
+async fn beside(
+    args: &Args,
+    place: &Place,
+    network: Network,
+    material: &Material,
+    proxy: &mut Child,
+    global: &Global,
+) -> Result<i32, Exit> {
+    let listeners = sidecar::listeners(place, proxy).await?;
     let network = network.into_declared(&listeners, place)?;
     let mesh = match &network {
         Network::Pocket { .. } => names::Names::ask(place).await.unwrap_or_default(),
@@ -179,8 +204,10 @@ async fn beside_its_proxy(
         eprintln!("{}.{} runs as {who}", place.workload.name, place.workload.namespace);
         eprintln!("{}", network.said(&listeners));
     }
-    let code = program::run(&args.command, place, &network, resolv_conf.clone(), &mesh).await;
-    spawn::end(&mut proxy).await;
+    let code = tokio::select! {
+        code = program::run(&args.command, place, &network, resolv_conf.clone(), &mesh) => code,
+        never = sidecar::keep(place, proxy, global) => match never {},
+    };
     if let Some(file) = resolv_conf {
         let _ = std::fs::remove_file(file);
     }

@@ -1,5 +1,6 @@
 //! The proxy beside the program.
 
+use std::convert::Infallible;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -11,12 +12,22 @@ use serde_json::{Value, json};
 use tokio::process::Child;
 
 use super::place::Place;
+use crate::cli::Global;
 use crate::demo::spawn::Program;
 use crate::output::{Exit, fail};
 use crate::verbs::admin;
 
 /// How often things are looked at that nobody announces.
 const LOOK: Duration = Duration::from_millis(20);
+
+/// How long the first proxy waits for the control plane, whose word counts more than what an earlier run knew; and how long one
+/// waits that is started again in the middle of its work.
+pub(super) const FIRST_WAIT: &str = "2s";
+const NEXT_WAIT: &str = "50ms";
+/// Between two starts of a proxy that does not live, and how long one must live to be started again at once.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+const LIVED: Duration = Duration::from_secs(1);
 
 /// A listener that the proxy has opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,8 +43,8 @@ pub(super) fn admin_address(place: &Place) -> String {
     format!("unix:{}", place.dir.join("admin.sock").display())
 }
 
-/// Writes the proxy's bootstrap and starts it; its output goes to a file, never into the program's.
-pub(super) async fn start(place: &Place, material: &Material) -> Result<Child, Exit> {
+/// Writes the proxy's bootstrap.
+pub(super) fn prepare(place: &Place, material: &Material) -> Result<(), Exit> {
     let invalid = |what: String| fail(Exit::Invalid, what, None);
     let trust_domain = material.identity.trust_domain();
     let server = match &place.server {
@@ -56,10 +67,40 @@ pub(super) async fn start(place: &Place, material: &Material) -> Result<Child, E
         .ok_or_else(|| invalid(format!("{} is no name of a workload", place.workload.name)))?;
     let file = place.dir.join("proxy.yaml");
     std::fs::write(&file, proto::json::to_yaml(&bootstrap))
-        .map_err(|error| invalid(format!("cannot write {}: {error}", file.display())))?;
-    let args = ["proxy", "-c", &text("proxy.yaml"), "--concurrency", "1", "--state-dir", &text("state")];
+        .map_err(|error| invalid(format!("cannot write {}: {error}", file.display())))
+}
+
+/// Starts the proxy; its output goes to a file, never into the program's. It waits so long for a silent control plane before
+/// it uses what it knew last.
+pub(super) fn start(place: &Place, state_wait: &str) -> Result<Child, Exit> {
+    let text = |name: &str| place.dir.join(name).display().to_string();
+    let (config, state) = (text("proxy.yaml"), text("state"));
+    let args = ["proxy", "-c", &config, "--concurrency", "1", "--state-dir", &state, "--state-wait", state_wait];
     let program = Program::new(args, place.dir.join("proxy.log"));
-    program.spawn(&place.myself).map_err(|error| invalid(error.to_string()))
+    program.spawn(&place.myself).map_err(|error| fail(Exit::Invalid, error, None))
+}
+
+/// Starts the proxy again whenever it ends, at once if it lived for a while.
+pub(super) async fn keep(place: &Place, proxy: &mut Child, global: &Global) -> Infallible {
+    let mut pause = SHORTEST_PAUSE;
+    loop {
+        let began = Instant::now();
+        let ended = proxy.wait().await;
+        if began.elapsed() > LIVED {
+            pause = SHORTEST_PAUSE;
+        } else {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+        if !global.quiet {
+            let how = ended.map_or_else(|error| error.to_string(), |status| status.to_string());
+            eprintln!("note: the proxy ended ({how}) and is started again");
+        }
+        match start(place, NEXT_WAIT) {
+            Ok(started) => *proxy = started,
+            Err(_) => tokio::time::sleep(LONGEST_PAUSE).await,
+        }
+    }
 }
 
 /// Just enough of a declaration for the proxy's `node`; what it listens on comes from the control plane.
