@@ -37,6 +37,8 @@ os.environ["HOME"] = str(WORK)
 os.environ.pop("XDG_RUNTIME_DIR", None)
 PYTHON = "/usr/bin/python3"
 ME = os.getuid()
+WEB = {"service": "web", "port": 9090}
+PORT = free_port()
 
 
 def token(workload, account):
@@ -120,21 +122,21 @@ before = families()
 say("-- a server and a caller, each in a namespace of its own")
 (WORK / "www").mkdir()
 (WORK / "www" / "hello").write_text("hello from an unmodified program\n")
-cart = Program("cart", *run("cart-1", PYTHON, "-m", "http.server", 8080, "--bind", "127.0.0.1", "--directory", WORK / "www",
-                            token=token("cart-1", "cart"), service="cart", port=8080, net="userns"))
+cart = Program("cart", *run("cart-1", PYTHON, "-m", "http.server", PORT, "--bind", "127.0.0.1", "--directory", WORK / "www",
+                            token=token("cart-1", "cart"), service="cart", port=PORT, net="userns"))
 until(lambda: "runs as" in cart.text(), "the cart runs")
 check("spiffe://cluster.local/ns/shop/sa/cart" in cart.text(), "it says who it is")
 line = next(line for line in cart.text().splitlines() if line.startswith("network: "))
 check("transparent" in line and "UDP but DNS is refused" in line, f"and what its network is: {line}")
 with socket.socket() as probe:
-    refused = probe.connect_ex(("127.0.0.1", 8080))
+    refused = probe.connect_ex(("127.0.0.1", PORT))
 check(refused != 0, "its own port is not to be reached past its proxy")
 door = line.rsplit(" ", 1)[1]
 
 web = token("web-1", "web")
 names = ("cart", "cart.shop", "cart.shop.svc.cluster.local")
-script = "id -u; " + "; ".join(f"curl -sS --fail --retry 9 --retry-all-errors --retry-delay 1 http://{name}:8080/hello" for name in names)
-done = once("web-1", "sh", "-c", script + '; curl -sS --fail "$CART_URL/hello"; exit 7', token=web, service="web", port=9090)
+script = "id -u; " + "; ".join(f"curl -sS --fail --retry 9 --retry-all-errors --retry-delay 1 http://{name}:{PORT}/hello" for name in names)
+done = once("web-1", "sh", "-c", script + '; curl -sS --fail "$CART_URL/hello"; exit 7', token=web, **WEB)
 hello = "hello from an unmodified program\n"
 check(done.stdout == f"{ME}\n" + hello * 4, f"curl gets the page by every name, as the user it was: {done.stdout!r} {done.stderr}")
 check(done.returncode == 7, "the exit code is the program's own")
@@ -143,7 +145,7 @@ seen = metric("cart-1", "istio_requests_total", reporter="destination", connecti
               source_principal="spiffe://cluster.local/ns/shop/sa/web")
 check(seen >= 4, f"the cart's proxy has seen {seen:.0f} requests by mTLS from web")
 
-done = once("thief-1", "curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "--retry", "9", "--retry-connrefused", "http://cart:8080/hello",
+done = once("thief-1", "curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "--retry", "9", "--retry-connrefused", f"http://cart:{PORT}/hello",
             token=token("thief-1", "thief"), service="thief", port=9091)
 check(done.stdout == "403", f"who may not call gets 403 {done.stdout!r} {done.stderr}")
 try:
@@ -194,7 +196,7 @@ try:
 except socket.gaierror as error:
     print("no such name")
 """
-done = once("web-1", PYTHON, "-c", probe)
+done = once("web-1", PYTHON, "-c", probe, **WEB)
 got = done.stdout.splitlines()
 check(got[:1] == ["not mesh"], f"what is not mesh goes through as it is: {done.stdout!r} {done.stderr}")
 check(got[1] == "EPERM", f"UDP is refused at once: {got[1]}")
@@ -205,7 +207,7 @@ check(got[5] == "no such name", f"names that the mesh does not have are not ther
 
 say("-- TCP that is not HTTP, and services that come later")
 late = subprocess.Popen(run("web-1", "sh", "-c", "until getent hosts queue >/dev/null; do sleep 0.1; done; "
-                            f"{PYTHON} -c 'import socket; s = socket.create_connection((\"queue\", 7000), 5); print(s.recv(99).decode())'"),
+                            f"{PYTHON} -c 'import socket; s = socket.create_connection((\"queue\", 7000), 5); print(s.recv(99).decode())'", **WEB),
                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 serve = "import socket; s = socket.create_server(('0.0.0.0', 7000))\nwhile True:\n    c, _ = s.accept(); c.sendall(b'first word is the server\\'s'); c.close()"
 queue = Program("queue", *run("queue-1", PYTHON, "-c", serve, token=token("queue-1", "queue"), service="queue", port=7000, protocol="tcp"))
@@ -213,16 +215,16 @@ out, error = late.communicate(timeout=60)
 check(out == "first word is the server's\n", f"a running program finds a service that was declared later, by TCP: {out!r} {error}")
 
 say("-- signals, and what is left")
-sleeper = subprocess.Popen(run("web-1", "sh", "-c", "trap 'echo caught; exit 9' TERM; echo up; while :; do sleep 0.1; done"),
+sleeper = subprocess.Popen(run("web-1", "sh", "-c", "trap 'echo caught; exit 9' TERM; echo up; while :; do sleep 0.1; done", **WEB),
                            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 check(sleeper.stdout.readline() == "up\n", "a program with a signal handler runs")
 sleeper.send_signal(signal.SIGTERM)
 check(sleeper.stdout.readline() == "caught\n" and sleeper.wait(10) == 9, "signals reach the program, and its answer comes back")
-killed = once("web-1", "sh", "-c", "kill -USR1 $$")
+killed = once("web-1", "sh", "-c", "kill -USR1 $$", **WEB)
 check(killed.returncode == 128 + signal.SIGUSR1, f"a program that a signal ends gives {killed.returncode}")
-missing = once("web-1", "/no/such/program")
+missing = once("web-1", "/no/such/program", **WEB)
 check(missing.returncode == 6 and "cannot start /no/such/program" in missing.stderr, f"a program that is not there: {missing.stderr}")
-cut = subprocess.Popen(run("web-1", "sleep", "600"), stderr=subprocess.PIPE, text=True)
+cut = subprocess.Popen(run("web-1", "sleep", "600", **WEB), stderr=subprocess.PIPE, text=True)
 until(lambda: any(words[:2] == [b"sleep", b"600"] for words in commands()), "once more")
 cut.kill()
 cut.wait()
@@ -277,8 +279,8 @@ def contained(*words):
     return subprocess.run(words, capture_output=True, text=True, timeout=60, preexec_fn=as_in_a_container)
 
 
-done = contained(*run("web-1", "true", dns="off", net="userns"))
+done = contained(*run("web-1", "true", dns="off", net="userns", **WEB))
 check(done.returncode == 4 and "cannot make a user namespace" in done.stderr, f"--net userns says why: {done.stderr}")
-done = contained(*run("web-1", "true", dns="off", service="web", port=9090))
+done = contained(*run("web-1", "true", dns="off", **WEB))
 check(done.returncode == 0 and "explicit loopback addresses (cannot make a user namespace" in done.stderr,
       f"else one line says why it is loopback: {done.stderr}")

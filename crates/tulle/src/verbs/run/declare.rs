@@ -19,6 +19,9 @@ const INBOUND: u16 = 15006;
 /// Where a proxy listens for a service that its program calls.
 const OUTBOUND: u16 = 15001;
 
+/// Marks a workload that a program declared for itself. If its `tulle run` was killed, the next one declares it anew.
+const OWN_WORD: &str = "tulle.dev/declared-by";
+
 /// What the program offers.
 pub(super) struct Offer {
     pub(super) service: String,
@@ -68,7 +71,7 @@ async fn write(
     material: &Material,
 ) -> Result<bool, ClientError> {
     let (namespace, name) = (Some(workload.namespace.as_str()), Some(workload.name.as_str()));
-    if !client.objects(Some("Workload"), namespace, name).await?.is_empty() {
+    if client.objects(Some("Workload"), namespace, name).await?.iter().any(|found| !is_own_word(&found.object)) {
         return Ok(false);
     }
     let services: Vec<Value> =
@@ -99,6 +102,11 @@ async fn write(
     Ok(true)
 }
 
+/// Whether a workload was declared by its own program.
+pub(super) fn is_own_word(workload: &Value) -> bool {
+    workload["metadata"]["annotations"].get(OWN_WORD).is_some()
+}
+
 fn service(workload: &WorkloadKey, offer: &Offer, taken: &HashSet<Ipv4Addr>) -> Value {
     // An address of its own tells it from others where nothing that is spoken does.
     let mut address = virtual_address(&format!("{}.{}.svc.cluster.local", offer.service, workload.namespace));
@@ -121,7 +129,8 @@ fn self_description(workload: &WorkloadKey, offer: &Offer, material: &Material, 
         None => json!({"explicit": {"outbound": outbound}}),
     };
     json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "Workload",
-        "metadata": {"name": workload.name, "namespace": workload.namespace, "labels": {"app": offer.service}},
+        "metadata": {"name": workload.name, "namespace": workload.namespace, "labels": {"app": offer.service},
+            "annotations": {OWN_WORD: "tulle run"}},
         "spec": {"serviceAccount": material.identity.service_account(), "addresses": [address.to_string()],
             "meshed": true, "ports": [port], "interception": interception}})
 }

@@ -8,6 +8,7 @@ use identity::reach::Server;
 use node::enter::Enter;
 use serde_json::Value;
 
+use super::declare::is_own_word;
 use super::place::Place;
 use super::sidecar::Listener;
 use super::{Args, local_control};
@@ -49,7 +50,8 @@ pub(super) async fn declared(args: &Args, place: &Place) -> Option<Declared> {
     }
     let (namespace, name) = (Some(place.workload.namespace.as_str()), Some(place.workload.name.as_str()));
     let found = local_control(place).objects(Some("Workload"), namespace, name).await.ok()?;
-    found.first().map(|object| Declared::of(&object.object))
+    let found = found.first().map(|object| &object.object);
+    found.filter(|object| args.service.is_none() || !is_own_word(object)).map(Declared::of)
 }
 
 impl Declared {
