@@ -21,6 +21,18 @@ pub(super) async fn run(
     resolv_conf: Option<PathBuf>,
     names: &Names,
 ) -> Result<i32, Exit> {
+    // A terminal sends Ctrl-C to the program itself as well.
+    let terminal = std::io::IsTerminal::is_terminal(&std::io::stdin());
+    let handed = [
+        (SignalKind::terminate(), Signal::TERM, true),
+        (SignalKind::hangup(), Signal::HUP, true),
+        (SignalKind::quit(), Signal::QUIT, !terminal),
+        (SignalKind::interrupt(), Signal::INT, !terminal),
+        (SignalKind::user_defined1(), Signal::USR1, true),
+        (SignalKind::user_defined2(), Signal::USR2, true),
+    ];
+    // From here on signals are the program's, also those that come before it runs.
+    let streams = handed.map(|(kind, number, hand_on)| (signal(kind), number, hand_on));
     // `enter` becomes the program: the process is the same, and so are its end and its streams.
     let mut child = tokio::process::Command::new(&place.myself)
         .arg("enter")
@@ -32,18 +44,8 @@ pub(super) async fn run(
         .spawn()
         .map_err(|error| fail(Exit::Invalid, format!("cannot start {}: {error}", place.myself.display()), None))?;
     let pid = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
-    // A terminal sends Ctrl-C to the program itself as well.
-    let terminal = std::io::IsTerminal::is_terminal(&std::io::stdin());
-    let handed = [
-        (SignalKind::terminate(), Signal::TERM, true),
-        (SignalKind::hangup(), Signal::HUP, true),
-        (SignalKind::quit(), Signal::QUIT, !terminal),
-        (SignalKind::interrupt(), Signal::INT, !terminal),
-        (SignalKind::user_defined1(), Signal::USR1, true),
-        (SignalKind::user_defined2(), Signal::USR2, true),
-    ];
-    for (kind, number, hand_on) in handed {
-        let Ok(mut stream) = signal(kind) else { continue };
+    for (stream, number, hand_on) in streams {
+        let Ok(mut stream) = stream else { continue };
         tokio::task::spawn_local(async move {
             while stream.recv().await.is_some() {
                 if let Some(pid) = pid.filter(|_| hand_on) {
