@@ -32,6 +32,7 @@ const STEPS: &[Step] = &[
     ("scenarios-envoy", || scenarios(&["--judge", "envoy"])),
     ("floods", || xtask(&["floods", "--seconds", "3"])),
     ("rbac-envoy", || xtask(&["rbac", "--pairs", "30000"])),
+    ("cost", || xtask(&["cost", "--tulle", "target/debug/tulle"])),
     ("interop", || xtask(&["interop"])),
     ("demo-loopback", || demo::check("loopback")),
     ("demo-userns", || demo::check("userns")),

@@ -12,6 +12,8 @@ const COMMANDS: &[(&str, &str)] = &[
     ("setpriv", "util-linux"),
     ("curl", "curl"),
     ("openssl", "openssl"),
+    ("strace", "strace"),
+    ("valgrind", "valgrind"),
     ("promtool", "prometheus"),
 ];
 

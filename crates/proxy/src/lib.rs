@@ -21,6 +21,8 @@ pub mod process;
 pub mod report;
 pub mod settle;
 pub mod shared;
+#[cfg(test)]
+mod sizes;
 pub mod tcp;
 pub mod tls;
 pub mod upstream;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use http::HeaderName;
+
 use crate::cluster::Cluster;
 use crate::facts::Facts;
 use crate::http_manager::HttpManager;
@@ -32,9 +34,11 @@ fn shorter(one: Option<Duration>, other: Option<Duration>) -> Option<Duration> {
     }
 }
 
+const TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-upstream-rq-timeout-ms");
+
 /// `x-envoy-upstream-rq-timeout-ms`, believed from inside only. Inner `None`: no limit.
 fn header_timeout(manager: &HttpManager, facts: &Facts<'_>) -> Option<Option<Duration>> {
-    let value = facts.headers.get("x-envoy-upstream-rq-timeout-ms")?;
+    let value = facts.headers.get(TIMEOUT)?;
     if manager.use_remote_address && !manager.is_internal(facts.remote) {
         return None;
     }

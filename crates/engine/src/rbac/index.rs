@@ -75,7 +75,7 @@ impl PolicyIndex {
     pub(super) fn find<'p>(&self, policies: &'p [Policy], subject: &Subject<'_>) -> Option<&'p Policy> {
         let mut lists: Vec<&[u32]> = Vec::new();
         self.of_client(subject, &mut lists);
-        if let Some(path) = subject.request.map(|facts| facts.path_only()) {
+        if let Some(path) = subject.path {
             lists.extend(self.by_path.get(path).map(Vec::as_slice));
             let fitting = self.prefix_lengths.iter().take_while(|length| **length <= path.len());
             let prefixes = fitting.filter_map(|length| path.get(..*length));

@@ -18,19 +18,21 @@ pub struct Subject<'a> {
     pub request: Option<&'a Facts<'a>>,
     /// Metadata of the route that was chosen.
     pub route: Option<&'a Metadata>,
+    /// The request's path without its query: many rules ask for it.
+    pub path: Option<&'a str>,
 }
 
 impl<'a> Subject<'a> {
     /// A connection before any request; rules about requests do not hold.
     #[must_use]
     pub const fn connection(connection: &'a ConnectionFacts) -> Self {
-        Self { connection, request: None, route: None }
+        Self { connection, request: None, route: None, path: None }
     }
 
     /// A request.
     #[must_use]
-    pub const fn request(facts: &'a Facts<'a>) -> Self {
-        Self { connection: facts.connection, request: Some(facts), route: None }
+    pub fn request(facts: &'a Facts<'a>) -> Self {
+        Self { connection: facts.connection, request: Some(facts), route: None, path: Some(facts.path_only()) }
     }
 
     fn metadata(&self) -> Option<&'a Metadata> {
@@ -113,7 +115,7 @@ impl Permission {
             Self::Any => true,
             Self::Header(matcher) => header(matcher, subject),
             Self::Path(matcher) => path(matcher, subject),
-            Self::Template(template) => subject.request.is_some_and(|facts| template.matches(facts.path_only())),
+            Self::Template(template) => subject.path.is_some_and(|path| template.matches(path)),
             Self::DestinationIp(range) => contains(range, subject.connection.local.ip()),
             Self::DestinationPort(port) => subject.connection.local.port() == *port,
             Self::DestinationPortRange(start, end) => {
@@ -156,7 +158,7 @@ fn header(matcher: &HeaderMatcher, subject: &Subject<'_>) -> bool {
 }
 
 fn path(matcher: &StringMatcher, subject: &Subject<'_>) -> bool {
-    subject.request.is_some_and(|facts| matcher.matches(facts.path_only()))
+    subject.path.is_some_and(|path| matcher.matches(path))
 }
 
 /// As Envoy: without a matcher any TLS connection that the listener accepted; else one of the URI names, one of the DNS

@@ -20,8 +20,8 @@ use crate::http::body::UpBody;
 use crate::net::stream::Stream;
 use crate::upstream::reach::Open;
 
-/// What an upstream's head may have; beyond it the answer is a protocol error.
-const LIMITS: Limits = Limits { bytes: 64 * 1024, lines: 200 };
+/// What an upstream's head may have; beyond it the answer is a protocol error (Envoy's default of 100 header lines).
+const LIMITS: Limits = Limits { bytes: 64 * 1024, lines: 100 };
 
 /// A connection to an endpoint.
 #[derive(Debug)]

@@ -137,7 +137,7 @@ pub(super) fn announced(headers: &HeaderMap) -> Option<Box<[HeaderName]>> {
 
 /// Fields that a recipient needs before the body, or that frame it, never trail (RFC 9110 section 6.5.1).
 fn may_trail(name: &HeaderName) -> bool {
-    const NEVER: [HeaderName; 13] = [
+    static NEVER: [HeaderName; 13] = [
         header::AUTHORIZATION,
         header::CACHE_CONTROL,
         header::CONNECTION,

@@ -98,9 +98,9 @@ pub(super) fn request(head: &Bytes, limits: Limits, headers: HeaderMap) -> Resul
         let target = head.slice_ref(target.as_bytes());
         let uri = Uri::from_maybe_shared(target).map_err(|_| Fault::Grammar)?;
         let version = version(minor);
-        let headers = fields(head, read.headers, headers)?;
-        let length = length(version, &headers)?;
-        let keep = keeps(version, &headers);
+        let (headers, seen) = fields(head, read.headers, headers)?;
+        let length = length(version, &headers, seen)?;
+        let keep = keeps(version, &headers, seen);
         let expects = version == Version::HTTP_11
             && length != Length::Exact(0)
             && headers.get(header::EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
@@ -125,8 +125,8 @@ pub(super) fn response(
         let (Some(code), Some(minor)) = (read.code, read.version) else { return Err(Fault::Grammar) };
         let status = StatusCode::from_u16(code).map_err(|_| Fault::Grammar)?;
         let version = version(minor);
-        let headers = fields(head, read.headers, headers)?;
-        let said = length(version, &headers)?;
+        let (headers, seen) = fields(head, read.headers, headers)?;
+        let said = length(version, &headers, seen)?;
         // What follows is no body but raw bytes (RFC 9110 sections 7.8 and 9.3.6).
         let tunnels = status == StatusCode::SWITCHING_PROTOCOLS || (*method == Method::CONNECT && status.is_success());
         let bare = tunnels
@@ -134,7 +134,7 @@ pub(super) fn response(
             || status == StatusCode::NO_CONTENT
             || status == StatusCode::NOT_MODIFIED
             || *method == Method::HEAD;
-        let until_close = said == Length::Exact(0) && !headers.contains_key(header::CONTENT_LENGTH);
+        let until_close = said == Length::Exact(0) && !seen.length;
         let body = match said {
             _ if bare => Decoder::Done,
             Length::Chunked => Decoder::chunked(limits),
@@ -142,7 +142,7 @@ pub(super) fn response(
             Length::Exact(0) => Decoder::Done,
             Length::Exact(length) => Decoder::Length(length),
         };
-        let keep = !tunnels && keeps(version, &headers) && !matches!(body, Decoder::UntilClose);
+        let keep = !tunnels && keeps(version, &headers, seen) && !matches!(body, Decoder::UntilClose);
         Ok(ResponseHead { status, headers, body, keep, tunnels })
     })
 }
@@ -154,7 +154,9 @@ pub(super) fn response(
 pub(super) fn trailers(lines: &Bytes, limits: Limits) -> Result<HeaderMap, Fault> {
     let mut space = vec![httparse::EMPTY_HEADER; limits.lines.min(FEW)];
     match httparse::parse_headers(lines, &mut space) {
-        Ok(httparse::Status::Complete((end, read))) if end == lines.len() => fields(lines, read, HeaderMap::new()),
+        Ok(httparse::Status::Complete((end, read))) if end == lines.len() => {
+            fields(lines, read, HeaderMap::new()).map(|(headers, _)| headers)
+        }
         Err(httparse::Error::TooManyHeaders) => Err(Fault::TooManyHeaders),
         _ => Err(Fault::Grammar),
     }
@@ -180,25 +182,43 @@ const fn version(minor: u8) -> Version {
     if minor == 0 { Version::HTTP_10 } else { Version::HTTP_11 }
 }
 
+/// Which headers that concern the connection are there: one look at each name instead of a look-up for each question.
+#[derive(Debug, Clone, Copy, Default)]
+struct Seen {
+    length: bool,
+    coding: bool,
+    connection: bool,
+}
+
 /// The header lines as a map; values stay where they were read to.
-fn fields(head: &Bytes, lines: Lines<'_, '_>, mut headers: HeaderMap) -> Result<HeaderMap, Fault> {
+fn fields(head: &Bytes, lines: Lines<'_, '_>, mut headers: HeaderMap) -> Result<(HeaderMap, Seen), Fault> {
+    let mut seen = Seen::default();
     headers.try_reserve(lines.len()).map_err(|_| Fault::TooManyHeaders)?;
     for line in lines {
         let name = HeaderName::from_bytes(line.name.as_bytes()).map_err(|_| Fault::Grammar)?;
         let value = HeaderValue::from_maybe_shared(head.slice_ref(line.value)).map_err(|_| Fault::Characters)?;
+        seen.length |= name == header::CONTENT_LENGTH;
+        seen.coding |= name == header::TRANSFER_ENCODING;
+        seen.connection |= name == header::CONNECTION;
         headers.try_append(name, value).map_err(|_| Fault::TooManyHeaders)?;
     }
-    Ok(headers)
+    Ok((headers, seen))
 }
 
-fn length(version: Version, headers: &HeaderMap) -> Result<Length, Fault> {
+fn length(version: Version, headers: &HeaderMap, seen: Seen) -> Result<Length, Fault> {
+    if !seen.length && !seen.coding {
+        return Ok(Length::Exact(0));
+    }
     let values = |name: HeaderName| headers.get_all(name).into_iter().map(HeaderValue::as_bytes);
     let (codings, lengths) = (values(header::TRANSFER_ENCODING), values(header::CONTENT_LENGTH));
     framing::request_length(version == Version::HTTP_11, codings, lengths)
 }
 
 /// Whether a message lets its connection live on.
-fn keeps(version: Version, headers: &HeaderMap) -> bool {
+fn keeps(version: Version, headers: &HeaderMap, seen: Seen) -> bool {
+    if !seen.connection {
+        return version == Version::HTTP_11;
+    }
     let names = |word: &[u8]| {
         let values = headers.get_all(header::CONNECTION).into_iter();
         values

@@ -97,12 +97,13 @@ impl Wire {
     /// Reads once; 0 is the end.
     pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let Some(stream) = &mut self.stream else { return Poll::Ready(Ok(0)) };
-        if self.input.capacity() == 0 {
-            self.input =
-                SPARE.with_borrow_mut(|spare| spare.inputs.pop()).unwrap_or_else(|| BytesMut::with_capacity(READ));
-        }
-        if self.input.capacity() - self.input.len() < LEAST_SPACE {
-            self.input.reserve(self.want);
+        // What was read before is mostly written by now: its memory is used again.
+        if self.input.capacity() - self.input.len() < LEAST_SPACE && !self.input.try_reclaim(self.want) {
+            let fresh = self.input.is_empty() && self.want == READ;
+            match SPARE.with_borrow_mut(|spare| if fresh { spare.inputs.pop() } else { None }) {
+                Some(input) => self.input = input,
+                None => self.input.reserve(self.want),
+            }
         }
         let read = ready!(poll_read_buf(Pin::new(stream), cx, &mut self.input))?;
         if self.input.len() == self.input.capacity() {
@@ -115,9 +116,11 @@ impl Wire {
     pub(super) fn rest(&mut self) {
         self.want = READ;
         SPARE.with_borrow_mut(|spare| {
-            if self.input.is_empty() && self.input.capacity() > 0 {
-                let input = std::mem::take(&mut self.input);
-                if spare.inputs.len() < MOST_SPARE && input.capacity() <= 2 * READ {
+            if self.input.is_empty() {
+                let mut input = std::mem::take(&mut self.input);
+                // Parts of what was read may still be in use; what is left of its memory serves until they are not.
+                let some = input.capacity() >= LEAST_SPACE || input.try_reclaim(READ);
+                if some && input.capacity() <= 2 * READ && spare.inputs.len() < MOST_SPARE {
                     spare.inputs.push(input);
                 }
             }
@@ -189,6 +192,8 @@ impl Wire {
         }
         self.output.clear();
         self.written = 0;
+        // Even an empty piece holds the memory that it was a part of, which is to be read into again.
+        self.piece = Bytes::new();
         if self.unflushed {
             ready!(Pin::new(stream).poll_flush(cx))?;
             self.unflushed = false;

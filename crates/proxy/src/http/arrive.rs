@@ -46,7 +46,7 @@ const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
 /// Headers by which a client could steer this proxy; believed from internal clients only.
-const INTERNAL_ONLY: [HeaderName; 13] = [
+static INTERNAL_ONLY: [HeaderName; 13] = [
     HeaderName::from_static("x-envoy-retriable-status-codes"),
     HeaderName::from_static("x-envoy-retriable-header-names"),
     HeaderName::from_static("x-envoy-retry-on"),
@@ -245,11 +245,11 @@ fn hop_by_hop(version: Version, headers: &mut HeaderMap) -> Option<String> {
         }
         headers.remove(header::CONNECTION);
     }
-    const HOP: [HeaderName; 5] =
+    static HOP: [HeaderName; 5] =
         [header::UPGRADE, header::TRANSFER_ENCODING, KEEP_ALIVE, PROXY_CONNECTION, header::EXPECT];
     // One look at the few names that there are costs less than a look-up for each that there might be.
     if headers.keys().any(|name| HOP.contains(name)) {
-        for name in HOP {
+        for name in &HOP {
             headers.remove(name);
         }
     }

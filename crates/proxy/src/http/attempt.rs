@@ -29,6 +29,7 @@ use crate::upstream::pool::{H1, Link, Stream as H2Stream};
 use crate::upstream::reach::{Via, Want, Way, reach};
 
 const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const EXPECTED_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
 
 /// How often a request that was not sent, because its kept-alive connection had just been closed, is sent anew.
@@ -426,7 +427,7 @@ impl Exchange {
         match result {
             Ok(answer) => {
                 let headers = answer.response.headers();
-                let grpc = headers.get("grpc-status").and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
+                let grpc = headers.get(GRPC_STATUS).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
                 let status = answer.response.status().as_u16();
                 retries.on_response(policy, status, headers, grpc, self.record.started_at, &mut dice)
             }

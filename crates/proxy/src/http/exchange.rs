@@ -65,13 +65,14 @@ pub async fn exchange(
     #[cfg(test)]
     super::injected::panic_where_asked(&head.path);
 
-    let plan = shared.worker.shared.plan.load_full();
     let mut incoming = Some(incoming);
     if shared.manager.asks() {
+        let plan = shared.worker.shared.plan.load_full();
         Box::pin(exchange.consult(&plan, &mut head, &mut incoming)).await;
         exchange.now = Instant::now();
     } else {
-        exchange.decide(&plan, &head);
+        // Not kept beyond the decision: its count of users is one that all workers share.
+        exchange.decide(&shared.worker.shared.plan.load(), &head);
     }
     if let Some(delay) = exchange.decision.as_ref().and_then(|decision| decision.delay) {
         sleep(delay).await;

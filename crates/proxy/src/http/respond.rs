@@ -179,7 +179,7 @@ pub(super) fn via_upstream() -> Arc<str> {
 
 /// Takes away what concerns only the upstream's own hop.
 fn hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
-    const HOP: [HeaderName; 5] =
+    static HOP: [HeaderName; 5] =
         [header::TRANSFER_ENCODING, header::CONNECTION, header::UPGRADE, KEEP_ALIVE, PROXY_CONNECTION];
     // One look at the few names that there are costs less than five look-ups.
     if !headers.keys().any(|name| HOP.contains(name)) {

@@ -107,7 +107,8 @@ pub async fn run(worker: &Rc<Worker>, connection: Connection, manager: &Arc<Http
     if h2 {
         let handle = {
             let shared = Rc::clone(&shared);
-            move |request: Request<Incoming>| answer(Rc::clone(&shared), request)
+            // On the heap: hyper and the runtime move a stream's future about, and copies of an exchange are not cheap.
+            move |request: Request<Incoming>| Box::pin(answer(Rc::clone(&shared), request))
         };
         let serving = h2_builder(manager).serve_connection(TokioIo::new(stream), service_fn(handle));
         let ended = Box::pin(guarded.run(serving, connection.drain, http2::Connection::graceful_shutdown)).await;

@@ -16,6 +16,8 @@ use super::record::{Kind, Record};
 const ORIGINAL_PATH: &str = "x-envoy-original-path";
 /// Most time formats that are kept read, per worker.
 const MOST_FORMATS: usize = 16;
+const TULLE_ID: HeaderName = HeaderName::from_static("x-tulle-id");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const SERVICE_TIME: &str = "x-envoy-upstream-service-time";
 
 impl Values for Record {
@@ -109,7 +111,7 @@ impl Record {
 
     /// The id under which the exchange can be asked for later.
     pub fn id(&self) -> Option<&str> {
-        let id = self.request_headers.get("x-tulle-id").or_else(|| self.request_headers.get("x-request-id"))?;
+        let id = self.request_headers.get(TULLE_ID).or_else(|| self.request_headers.get(REQUEST_ID))?;
         id.to_str().ok()
     }
 

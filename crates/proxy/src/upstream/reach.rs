@@ -127,7 +127,7 @@ async fn target(address: &Address) -> Result<Target, Failure> {
         Address::Socket(address) => Ok(Target::Tcp(*address)),
         Address::Unix(path) => Ok(Target::Unix(Arc::clone(path))),
         Address::Name { host, port } => {
-            let found = lookup_host((&**host, *port)).await.ok().and_then(|mut all| all.next());
+            let found = Box::pin(lookup_host((&**host, *port))).await.ok().and_then(|mut all| all.next());
             found.map(Target::Tcp).ok_or_else(|| Failure::connect("name resolution failed"))
         }
     }
@@ -165,7 +165,8 @@ impl Reaching<'_> {
                 return Ok(self.way(Via::H1(h1), true));
             }
         };
-        let opened = self.open(slot).await?;
+        // Making a connection is rare and takes much room: on the heap, so that no exchange carries it along.
+        let opened = Box::pin(self.open(slot)).await?;
         drop(pending);
         Ok(self.way(Via::H1(self.h1_of(opened)), false))
     }
@@ -194,7 +195,7 @@ impl Reaching<'_> {
             }
         }
         let connecting = self.pool.begin_connecting();
-        let made = self.make_shared().await;
+        let made = Box::pin(self.make_shared()).await;
         drop(pending);
         connecting.done(made.as_ref().err());
         made
@@ -410,12 +411,10 @@ pub struct LocalSpawn;
 
 impl<F> hyper::rt::Executor<F> for LocalSpawn
 where
-    F: Future + 'static,
+    F: Future<Output = ()> + 'static,
 {
     fn execute(&self, future: F) {
-        tokio::task::spawn_local(async move {
-            future.await;
-        });
+        tokio::task::spawn_local(future);
     }
 }
 
