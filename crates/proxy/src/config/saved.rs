@@ -60,6 +60,10 @@ impl Saved {
 
     /// Everything from the run before, clusters and endpoints first; once.
     pub fn take_loaded(&mut self) -> Vec<Update> {
+        if self.loaded.is_empty() {
+            // Asked again with each try to connect that fails: what is in use stays in use.
+            return Vec::new();
+        }
         let order = [type_url::CLUSTER, type_url::ENDPOINTS, type_url::ROUTE, type_url::LISTENER];
         let mut updates = Vec::with_capacity(self.loaded.len());
         for kind in order {
@@ -170,6 +174,7 @@ mod tests {
         let mut again = Saved::open(&path).unwrap();
         let names: Vec<_> = again.take_loaded().iter().map(|u| u.name.to_string()).collect();
         assert_eq!(names, ["c", "l"]);
+        assert!(again.take_loaded().is_empty() && again.is_in_use(), "a second look takes nothing away");
         assert_eq!(again.stale(type_url::CLUSTER, &["d"]), ["c"]);
     }
 
