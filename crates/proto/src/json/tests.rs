@@ -144,6 +144,9 @@ fn syntax_errors_have_a_place() {
     assert!(yaml[0].line >= 2 && yaml[0].path.is_empty(), "{yaml:?}");
     let json = parse::<Node>("{\"id\": \"a\",\n \"cluster\" }", Format::Json).expect_err("no colon");
     assert_eq!((json[0].line, json[0].column), (2, 12), "{json:?}");
+    let json = parse::<Node>("\n{\"id\": \"é\", \"nope\": 1, \"neither\": 2}", Format::Json).expect_err("unknown");
+    let places: Vec<_> = json.iter().map(|fault| (fault.line, fault.column)).collect();
+    assert_eq!(places, [(2, 13), (2, 24)], "{json:?}");
     assert_eq!(faults::<Node>("id: a\n---\nid: b\n"), ["2:1: a second document: one is expected"]);
     assert_eq!(faults::<Node>("id: a\nid: b\n"), ["2:1: id: this field was given before"]);
     assert_eq!(faults::<Node>("id: 12\n"), ["1:5: id: expected a text, found `12`: put it in quotes"]);

@@ -12,7 +12,7 @@ pub(super) fn parse(text: &str) -> Result<Node, Fault> {
         let message = message.split(" at line ").next().unwrap_or(&message).to_owned();
         return Err(Fault { path: String::new(), line: error.line(), column: error.column(), message });
     }
-    let mut cutter = Cutter { text, at: 0, line: 1, line_start: 0 };
+    let mut cutter = Cutter { text, at: 0, line: 1, counted: 0, columns: 0 };
     cutter.value(0)
 }
 
@@ -20,7 +20,9 @@ struct Cutter<'a> {
     text: &'a str,
     at: usize,
     line: usize,
-    line_start: usize,
+    /// Up to here the characters of the line are counted: a file may be one line of megabytes.
+    counted: usize,
+    columns: usize,
 }
 
 impl Cutter<'_> {
@@ -33,7 +35,8 @@ impl Cutter<'_> {
             self.at += 1;
             if byte == b'\n' {
                 self.line += 1;
-                self.line_start = self.at;
+                self.counted = self.at;
+                self.columns = 0;
             }
         }
     }
@@ -48,12 +51,14 @@ impl Cutter<'_> {
         found
     }
 
-    fn place(&self) -> (usize, usize) {
-        let before = self.text.get(self.line_start..self.at).unwrap_or("");
-        (self.line, before.chars().count() + 1)
+    fn place(&mut self) -> (usize, usize) {
+        let passed = self.text.get(self.counted..self.at).unwrap_or("");
+        self.columns += passed.chars().count();
+        self.counted = self.at;
+        (self.line, self.columns + 1)
     }
 
-    fn fault(&self, message: &str) -> Fault {
+    fn fault(&mut self, message: &str) -> Fault {
         let (line, column) = self.place();
         Fault { path: String::new(), line, column, message: message.to_owned() }
     }
