@@ -41,7 +41,8 @@ pub(crate) fn idle(bench: &Bench) -> Result<Vec<Outcome>> {
     Ok(lines.map(|(id, figures)| Outcome::absolute(id, figures, files.clone(), "MB")).into())
 }
 
-/// D14: the slope of memory over services that are known but never asked for.
+/// D14: the slope of memory over services that are known but never asked for. What a process has written to, as the pages
+/// of its file come and go.
 pub(crate) fn services(bench: &Bench) -> Result<Vec<Outcome>> {
     let counts = if bench.quick { [100, 300, 1000] } else { [100, 1000, 10_000] };
     let mut slopes = BTreeMap::new();
@@ -50,7 +51,7 @@ pub(crate) fn services(bench: &Bench) -> Result<Vec<Outcome>> {
         for count in counts {
             let subject = made(bench, peer, &growth::services(count))?;
             sleep(SETTLE);
-            sizes.push(mega(subject.pss()?) * 1024.0);
+            sizes.push(mega(subject.dirty()?) * 1024.0);
         }
         let slope = |from: usize, to: usize| {
             let more = counts.get(to).zip(counts.get(from)).map(|(to, from)| to - from)?;
@@ -72,7 +73,7 @@ pub(crate) fn starts(bench: &Bench) -> Result<Vec<Outcome>> {
     let many = growth::services(count);
     let peers = pair(bench);
     let mut outcomes = Vec::new();
-    for (id, services) in [("D15-empty", &growth::services(0)), ("D15", &many)] {
+    for (id, services, unit) in [("D15-empty", &growth::services(0), "ms from start to answer"), ("D15", &many, unit)] {
         let figures = paired::rounds(peers.len(), bench.rounds.min(3), |index| {
             let Some(peer) = peers.get(index) else { return Ok(f64::NAN) };
             Ok(made(bench, peer, services)?.ready.as_secs_f64() * 1000.0)
@@ -112,10 +113,10 @@ fn each(
             let load = with(Load { lanes: CONNECTIONS, ..bench.requests(&subject) });
             bench.served(&load)?;
             sleep(SETTLE);
-            let before = subject.pss()?;
+            let before = subject.dirty()?;
             let held = load.hold(|| {
                 sleep(SETTLE);
-                subject.pss()
+                subject.dirty()
             })?;
             #[allow(clippy::cast_precision_loss, reason = "bytes of a process, and a constant")]
             list.push(held.saturating_sub(before) as f64 / 1024.0 / CONNECTIONS as f64);
