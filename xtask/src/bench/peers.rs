@@ -123,7 +123,10 @@ impl Peer {
     pub(crate) fn version(&self) -> String {
         let Ok(output) = Command::new(&self.program).args(&self.version).output() else { return String::new() };
         let said = [output.stdout, output.stderr].concat();
-        String::from_utf8_lossy(&said).lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("").to_owned()
+        let said = String::from_utf8_lossy(&said);
+        let line = said.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("");
+        // Some begin with the path that they were started by.
+        line.strip_prefix(&*self.program.to_string_lossy()).map_or(line, str::trim).to_owned()
     }
 }
 
