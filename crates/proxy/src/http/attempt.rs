@@ -347,21 +347,24 @@ impl Exchange {
                     body = returned.unwrap_or_else(again);
                     want.fresh = true;
                 }
-                Sent::Returned(_) => return Err(Kind::Termination.into()),
+                Sent::Returned(_) => return Err(self.blame(Kind::Termination.into())),
                 Sent::Failed(failure) if way.reused && !want.fresh && self.is_stale(&failure, &letter.method) => {
                     body = self.source.as_ref().map_or(UpBody::Empty, UpBody::attempt);
                     want.fresh = true;
                 }
-                Sent::Failed(failure) => {
-                    return Err(match self.source.as_ref().and_then(|source| source.borrow().broken()) {
-                        Some(Broken::Gone) => Kind::Downstream.into(),
-                        Some(Broken::Malformed) => Kind::Malformed.into(),
-                        None => failure,
-                    });
-                }
+                Sent::Failed(failure) => return Err(self.blame(failure)),
             }
         }
         Err(Kind::Termination.into())
+    }
+
+    /// The failure, or that of the client where it broke off while sending.
+    fn blame(&self, failure: Failure) -> Failure {
+        match self.source.as_ref().and_then(|source| source.borrow().broken()) {
+            Some(Broken::Gone) => Kind::Downstream.into(),
+            Some(Broken::Malformed) => Kind::Malformed.into(),
+            None => failure,
+        }
     }
 
     /// Whether a kept connection failed in the way of one that the server had just closed, and the request may be sent

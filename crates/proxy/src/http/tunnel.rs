@@ -13,6 +13,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 
+use super::arrive::CONNECT;
 use super::attempt::{Clock, Limits, limited};
 use super::exchange::Exchange;
 use super::respond::{DownBody, via_upstream};
@@ -50,7 +51,12 @@ pub struct Tunnel {
 pub fn begin(parts: &mut response::Parts, way: &Way, client: Option<(Side, String)>, connect: bool) -> Option<Tunnel> {
     let (client, name) = client?;
     let switched = parts.status == StatusCode::SWITCHING_PROTOCOLS;
-    if !switched && !parts.status.is_success() {
+    // To an upgrade of HTTP/1 a success is an answer like any other: nothing was agreed.
+    let agreed = match &way.via {
+        Via::H1(_) => switched || (name == CONNECT && parts.status.is_success()),
+        Via::H2(_) => parts.status.is_success(),
+    };
+    if !agreed {
         return None;
     }
     let server = match &way.via {
