@@ -54,6 +54,8 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     }
     let Some(tulle) = cases::inside() else { return cases::run_inside(args.tulle.as_ref()) };
     cases::raise_loopback()?;
+    // It has a runtime of its own, which cannot be made within another.
+    backend::start()?;
     // Attackers have the processor only when nobody else wants it: in the world they are other machines.
     let attackers = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -69,7 +71,6 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
 }
 
 async fn all(args: &Args, tulle: PathBuf, attackers: &Handle) -> Result<bool> {
-    backend::start()?;
     let mut failed = Vec::new();
     println!("{:<16} {:>9} {:>9} {:>9} {:>8} {:>6}", "attack", "before", "p99", "memory", "cut", "CPU");
     for attack in ATTACKS.iter().filter(|a| args.only.is_empty() || args.only.iter().any(|only| only == a.name)) {
