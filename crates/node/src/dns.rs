@@ -24,6 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(4);
 const MAX_STREAMS: usize = 64;
 /// Queries that wait for the machine's own server at the same time; more are dropped, and asked again.
 const MAX_ASKED: usize = 256;
+/// Ports that are tried where any will do.
+const MOST_TRIES: u32 = 16;
 
 /// The names and their addresses.
 #[derive(Debug, Clone, Default)]
@@ -134,9 +136,17 @@ pub type Names = watch::Sender<Arc<Zone>>;
 impl Server {
     /// Opens both sockets on `address`; with port 0 both get the same one.
     pub async fn bind(address: SocketAddr, zone: Zone) -> io::Result<Self> {
-        let udp = UdpSocket::bind(address).await?;
-        let tcp = TcpListener::bind(udp.local_addr()?).await?;
-        Ok(Self { udp: Arc::new(udp), tcp, zone: Names::new(Arc::new(zone)) })
+        // A port that is free in UDP may be taken in TCP: where any port will do, another is tried.
+        let mut tries = if address.port() == 0 { MOST_TRIES } else { 1 };
+        loop {
+            let udp = UdpSocket::bind(address).await?;
+            tries -= 1;
+            match TcpListener::bind(udp.local_addr()?).await {
+                Ok(tcp) => return Ok(Self { udp: Arc::new(udp), tcp, zone: Names::new(Arc::new(zone)) }),
+                Err(error) if tries > 0 && error.kind() == io::ErrorKind::AddrInUse => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Takes over sockets that were opened elsewhere, for example inside a network namespace.
