@@ -74,6 +74,12 @@ impl Writer {
                 map.insert(field.name().to_owned(), value);
             }
         }
+        // The order of a map's entries means nothing on the wire, but people and tests compare texts.
+        for (name, value) in &mut map {
+            if let (Some(true), Json::Object(entries)) = (message.field_named(name).map(FieldType::is_map), value) {
+                entries.sort_keys();
+            }
+        }
         Some(map)
     }
 
