@@ -257,7 +257,8 @@ fn every_look_at_a_living_mesh() {
 
     let mut said = mesh.say(&["proxy", "ls", "--run-dir", "run"]);
     for part in [&[][..], &["listeners"], &["routes"], &["clusters"], &["endpoints"]] {
-        said.push_str(&format!("$ tulle proxy config web-1.shop {}\n", part.concat()));
+        let asked = [&["$ tulle proxy config web-1.shop"], part].concat().join(" ");
+        said.push_str(&format!("{asked}\n"));
         said.push_str(&mesh.say(&[&["proxy", "config", "--run-dir", "run", "web-1.shop"], part].concat()));
     }
     insta::assert_snapshot!("proxies", said);
