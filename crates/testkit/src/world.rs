@@ -102,7 +102,6 @@ impl World {
             writeln!(file, "---\n{document}")?;
         }
         drop(file);
-        self.arrange_recorders(topology, wanted).await?;
         let mut bootstraps = BTreeMap::new();
         let proxied = |w: &&Placed| wanted.contains(&w.id()) && w.up() && w.meshed;
         let running: Vec<&Placed> = topology.workloads.iter().filter(proxied).collect();
@@ -113,7 +112,9 @@ impl World {
             };
             bootstraps.insert(workload.id(), text);
         }
+        // A program without a proxy stands where its proxy stood before.
         self.stop_changed(&bootstraps).await;
+        self.arrange_recorders(topology, wanted).await?;
         let mut starting = Vec::new();
         for workload in running {
             let id = workload.id();
