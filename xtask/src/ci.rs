@@ -30,7 +30,6 @@ const STEPS: &[Step] = &[
     ("docs", || xtask(&["docs", "--check"])),
     ("scenarios", || scenarios(&[])),
     ("scenarios-envoy", || scenarios(&["--judge", "envoy"])),
-    ("floods", || xtask(&["floods", "--seconds", "3"])),
     ("rbac-envoy", || xtask(&["rbac", "--pairs", "30000"])),
     ("cost", || xtask(&["cost", "--tulle", "target/debug/tulle"])),
     ("interop", || xtask(&["interop"])),
@@ -96,9 +95,15 @@ pub(crate) fn scenario_files() -> Result<Vec<String>> {
     Ok(files)
 }
 
-/// The repository's own behaviour tables.
+/// The repository's own behaviour tables. Those of bootstraps run by themselves: what Envoy takes for its own address depends on
+/// the addresses of the machine, and the other tables add some.
 fn scenarios(flags: &[&str]) -> Result<bool> {
-    let files = scenario_files()?;
-    let files: Vec<&str> = files.iter().map(String::as_str).collect();
-    xtask(&[&["cases"], flags, files.as_slice()].concat())
+    let (bootstraps, meshes): (Vec<String>, Vec<String>) =
+        scenario_files()?.into_iter().partition(|file| file.contains("/xds/"));
+    let mut good = true;
+    for files in [meshes, bootstraps] {
+        let files: Vec<&str> = files.iter().map(String::as_str).collect();
+        good &= xtask(&[&["cases"], flags, files.as_slice()].concat())?;
+    }
+    Ok(good)
 }
