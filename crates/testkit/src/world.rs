@@ -130,6 +130,11 @@ impl World {
         Ok(())
     }
 
+    /// Ends all proxies: the next arrangement begins with fresh ones.
+    pub async fn end_proxies(&mut self) {
+        self.stop_changed(&BTreeMap::new()).await;
+    }
+
     /// Makes the programs of these workloads answer well from now on, whatever they did before.
     ///
     /// # Errors

@@ -84,6 +84,10 @@ struct Place<'a> {
 
 impl Place<'_> {
     async fn arrange(self, world: &mut World) -> Result<()> {
+        if !self.config.endpoints.is_empty() {
+            // What proxies have learned of endpoints that behaved otherwise must not count here.
+            world.end_proxies().await;
+        }
         world.arrange(self.topology, self.wanted).await
     }
 
