@@ -1,7 +1,8 @@
 //! `tulle token` and `tulle agent` against a certificate authority.
 
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -10,6 +11,8 @@ use identity::ca::Authority;
 use identity::door::{self, UnixDoor};
 use identity::service::{CertificateService, control_keys};
 use identity::token::TokenStore;
+
+use crate::shown;
 
 /// An authority that serves on a Unix socket for as long as it lives.
 struct Control {
@@ -155,4 +158,56 @@ fn mistakes_are_explained() {
     let nobody = control.tulle(&["agent", "-q", "--run-dir", "empty", "--once", "--wait", "1s"]);
     assert_eq!(nobody.status.code(), Some(4), "{nobody:?}");
     assert!(stderr(&nobody).contains("tulle token create"), "{nobody:?}");
+}
+
+/// What differs from run to run: times and the directory.
+fn masked(control: &Control, said: &str) -> String {
+    let said = said.replace(&control.dir.path().display().to_string(), "DIR");
+    let word = |word: &str| {
+        let (word, end) = word.strip_suffix('\n').map_or((word, ""), |word| (word, "\n"));
+        match word.split_once('=') {
+            Some((name @ ("time" | "until"), _)) => {
+                format!("{name}=MASKED{end}")
+            }
+            _ => format!("{word}{end}"),
+        }
+    };
+    let lines = said.split_inclusive('\n').map(|line| line.split(' ').map(word).collect::<Vec<_>>().join(" "));
+    lines.collect()
+}
+
+/// Runs a verb until it is ready, and ends it as a service manager does.
+fn until_ready(control: &Control, arguments: &[&str]) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tulle"));
+    command.args(arguments).current_dir(control.dir.path()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    // The line after `ready:` is the last one.
+    let mut said: Vec<String> = Vec::new();
+    while !said.iter().rev().skip(1).take(1).any(|line| line.starts_with("ready: ")) {
+        said.push(lines.next().expect("it gets ready").unwrap());
+    }
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM).unwrap();
+    said.extend(lines.map(Result::unwrap));
+    let mut output = child.wait_with_output().unwrap();
+    output.stderr = said.iter().flat_map(|line| [line.as_bytes(), b"\n"].concat()).collect();
+    masked(control, &shown(&output))
+}
+
+#[test]
+fn everything_an_agent_says() {
+    let control = Control::start();
+    let file = control.token(&[]);
+    let once = |more: &[&str]| masked(&control, &shown(&control.tulle(&[&["agent", "--once"], more].concat())));
+    let mut said = String::from("$ tulle agent --once --token cart.shop.token --run-dir run --pem-dir pem\n");
+    said += &once(&["--token", &file, "--run-dir", "run", "--pem-dir", "pem"]);
+    said += "$ tulle agent --run-dir run, until a SIGTERM\n";
+    said += &until_ready(&control, &["agent", "--run-dir", "run"]);
+    said += "$ tulle agent --run-dir run --no-sds, until a SIGTERM\n";
+    said += &until_ready(&control, &["agent", "--run-dir", "run", "--no-sds"]);
+    said += "$ tulle agent --once -q --run-dir empty --wait 300ms\n";
+    said += &once(&["-q", "--run-dir", "empty", "--wait", "300ms"]);
+    said += "$ tulle agent --wait 1s\n";
+    said += &masked(&control, &shown(&control.tulle(&["agent", "--wait", "1s"])));
+    insta::assert_snapshot!("agent", said);
 }

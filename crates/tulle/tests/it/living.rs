@@ -128,8 +128,15 @@ spec:
         self.children.0.push(command.spawn().unwrap());
     }
 
-    /// Joins a workload: token, proxy, and a program that does nothing.
+    /// Joins a workload: token, proxy, and a program that does nothing. Gives what making the token said.
     fn join(&mut self, workload: &str, account: &str) -> String {
+        let (token, made) = self.token(workload, account);
+        self.spawn(&["run", "--token", &token, "--run-dir", workload, "--", "sleep", "60"]);
+        made
+    }
+
+    /// The file of a new join token, and what making it said.
+    fn token(&self, workload: &str, account: &str) -> (String, String) {
         let server = format!("unix:{}", self.path().join("run/xds.sock").display());
         let made = self.say(&[
             "token",
@@ -145,9 +152,7 @@ spec:
             "--server",
             &server,
         ]);
-        let token = format!("{workload}.shop.token");
-        self.spawn(&["run", "--token", &token, "--run-dir", workload, "--", "sleep", "60"]);
-        made
+        (format!("{workload}.shop.token"), made)
     }
 
     /// Everything a verb says, with this mesh's own numbers made the same for every run.
@@ -286,12 +291,37 @@ fn every_look_at_a_living_mesh() {
 }
 
 #[test]
+fn everything_a_run_says() {
+    let mesh = Mesh::start();
+    let (token, _) = mesh.token("web-1", "web");
+    let run = |more: &[&str]| mesh.say(&[&["run", "--dns", "off", "--run-dir", "web-1"], more].concat());
+    let mut said =
+        String::from("$ tulle run --token web-1.shop.token -- sh -c 'echo \"$CATALOG_ADDR\"; echo oh >&2; exit 7'\n");
+    said += &run(&["--token", &token, "--", "sh", "-c", "echo \"$CATALOG_ADDR\"; echo oh >&2; exit 7"]);
+    let again = &["--control", "unix:run/xds.sock", "--workload", "web-1", "-n", "shop"][..];
+    for (shown, more) in [
+        ("-q -- echo only this", &["-q", "--", "echo", "only this"][..]),
+        ("-- /no/such/program", &["--", "/no/such/program"]),
+        ("--net userns -- true", &["--net", "userns", "--", "true"]),
+        ("--service web -- true", &["--service", "web", "--", "true"]),
+        ("(no program)", &[]),
+    ] {
+        said += &format!("$ tulle run {shown}\n");
+        said += &run(&[again, more].concat());
+    }
+    insta::assert_snapshot!("run", said);
+}
+
+#[test]
 fn what_needs_no_mesh() {
     let directory = tempfile::tempdir().unwrap();
     let here = directory.path();
     let version = env!("CARGO_PKG_VERSION");
     assert_eq!(tulle(here, &["version"]), format!("exit 0\n--- stdout\ntulle {version}\n"));
     assert_eq!(tulle(here, &["version", "-o", "json"]), format!("exit 0\n--- stdout\n{{\"version\":\"{version}\"}}\n"));
+    // One of the five whole; they are made by one library from one tree.
+    insta::assert_snapshot!("completion", tulle(here, &["completion", "fish"]));
+    insta::assert_snapshot!("completion_refused", tulle(here, &["completion", "tcsh"]));
     for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
         let script = tulle(here, &["completion", shell]);
         for verb in
