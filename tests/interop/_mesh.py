@@ -181,17 +181,27 @@ class Control:
         have = {p["workload"] for p in self.proxies() if p["acknowledged"] >= max(p["wanted"], 1) and not p["refused"]}
         return set(workloads) <= have
 
-    def agent(self, workload, account):
-        """Joins a workload: its run directory then has sds.sock and PEM files."""
-        name, namespace = workload.split(".")
-        token = WORK / f"{workload}.token"
-        run = WORK / workload
+    def token(self, workload, account, server=None):
+        """The file of a new join token for a workload of `shop`."""
+        file = WORK / f"{workload}.token"
         made = subprocess.run(
-            [TULLE, "token", "create", "--workload", name, "-n", namespace, "--service-account", account,
-             "--ca-dir", str(self.ca), "--server", self.xds],
-            capture_output=True, text=True, timeout=30, cwd=WORK,
+            [TULLE, "token", "create", "-q", "--workload", workload, "-n", "shop", "--service-account", account,
+             "--ca-dir", self.ca, "--server", server or f"unix:{self.run / 'xds.sock'}", "--out", file],
+            capture_output=True, text=True, timeout=30,
         )
         check(made.returncode == 0, f"a token for {workload} {made.stderr}")
+        return file
+
+    def workload(self, workload, *command, **flags):
+        """The words of `tulle run` for a workload of `shop` that has joined, or joins now by its `token`."""
+        more = [part for name, value in flags.items() for part in (f"--{name.replace('_', '-')}", value)]
+        return [str(part) for part in (TULLE, "run", *more, "--workload", workload, "-n", "shop", "--control",
+                f"unix:{self.run / 'xds.sock'}", "--run-dir", WORK / workload, "--", *command)]
+
+    def agent(self, workload, account):
+        """Joins `NAME.shop`: its run directory then has sds.sock and PEM files."""
+        token = self.token(workload.removesuffix(".shop"), account, self.xds)
+        run = WORK / workload
         program = Program(f"agent-{workload}", TULLE, "agent", "--token", token, "--run-dir", run)
         until(lambda: (run / "cert-chain.pem").exists() and (run / "sds.sock").exists(), f"{workload} has its certificate")
         return program

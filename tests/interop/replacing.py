@@ -2,15 +2,12 @@
 different number of workers; one that cannot start changes nothing; one that is killed is back within 200 ms from disk, also
 when the control plane is gone."""
 
-import http.server
 import json
 import multiprocessing
 import os
 import pathlib
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 
@@ -208,12 +205,7 @@ control.start()
 
 
 def run(workload, account, *command):
-    file = WORK / f"{workload}.token"
-    made = subprocess.run([TULLE, "token", "create", "-q", "--workload", workload, "-n", "shop", "--service-account", account,
-                           "--ca-dir", control.ca, "--server", f"unix:{control.run / 'xds.sock'}", "--out", file],
-                          capture_output=True, text=True, timeout=30)
-    check(made.returncode == 0, f"a token for {workload} {made.stderr}")
-    return Program(workload, TULLE, "run", "--token", file, "--run-dir", WORK / workload, "--dns", "off", "--", *command)
+    return Program(workload, *control.workload(workload, *command, token=control.token(workload, account), dns="off"))
 
 
 def proxy_of(workload):

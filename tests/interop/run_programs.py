@@ -7,9 +7,8 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
-from _mesh import TULLE, WORK, Control, Program, check, free_port, get, say, service_yaml, until, workload_yaml
+from _mesh import WORK, Control, Program, check, free_port, get, say, service_yaml, until, workload_yaml
 
 CATALOG = "127.77.5.2"
 app_port, in_port, out_port, dns_port = free_port(), free_port(CATALOG), free_port("127.79.5.2"), free_port()
@@ -36,37 +35,19 @@ spec:
 )
 
 
-def token(workload, account):
-    file = WORK / f"{workload}.token"
-    made = subprocess.run(
-        [TULLE, "token", "create", "-q", "--workload", workload, "-n", "shop", "--service-account", account,
-         "--ca-dir", control.ca, "--server", f"unix:{control.run / 'xds.sock'}", "--out", file],
-        capture_output=True, text=True, timeout=30,
-    )
-    check(made.returncode == 0, f"a token for {workload} {made.stderr}")
-    return file
-
-
-def run(workload, *command, **flags):
-    """`tulle run` for a workload that has joined or joins now."""
-    more = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
-    return [str(part) for part in (TULLE, "run", *more, "--workload", workload, "-n", "shop", "--control",
-            f"unix:{control.run / 'xds.sock'}", "--run-dir", WORK / workload, "--", *command)]
-
-
 control = Control()
 control.write("mesh.yaml", MESH)
 control.start()
 (WORK / "www").mkdir()
 (WORK / "www" / "hello").write_text("hello from an unmodified program\n")
-server = Program("server", *run("catalog-1", sys.executable, "-m", "http.server", app_port, "--bind", "127.0.0.1",
-                                "--directory", WORK / "www", token=token("catalog-1", "catalog"), dns="off"))
+server = Program("server", *control.workload("catalog-1", sys.executable, "-m", "http.server", app_port, "--bind", "127.0.0.1",
+                                               "--directory", WORK / "www", token=control.token("catalog-1", "catalog"), dns="off"))
 until(lambda: socket.create_connection(("127.0.0.1", app_port), 1).close() is None, "the server runs")
 check("spiffe://cluster.local/ns/shop/sa/catalog" in server.text(), "it says who it is")
 check("Nothing forces this program through its proxy" in server.text(), "and what this kind of network is worth")
 
 shell = 'curl -sS --fail "$CATALOG_URL/hello"; exit 7'
-done = subprocess.run(run("web-1", "sh", "-c", shell, token=token("web-1", "web"), dns="off"),
+done = subprocess.run(control.workload("web-1", "sh", "-c", shell, token=control.token("web-1", "web"), dns="off"),
                       capture_output=True, text=True, timeout=60)
 check(done.stdout == "hello from an unmodified program\n", f"curl got the page, and nothing else is on stdout {done.stdout!r}")
 check(done.returncode == 7, "the exit code is the program's own")
@@ -79,12 +60,12 @@ lookup = (
     "s.sendto(struct.pack('>6H',7,0x100,1,0,0,0)+name+struct.pack('>2H',1,1),('127.0.0.1',int(sys.argv[1])))\n"
     "print(socket.inet_ntoa(s.recv(512)[-4:]))\n"
 )
-done = subprocess.run(run("web-1", sys.executable, "-c", lookup, dns_port, dns=f"127.0.0.1:{dns_port}"),
+done = subprocess.run(control.workload("web-1", sys.executable, "-c", lookup, dns_port, dns=f"127.0.0.1:{dns_port}"),
                       capture_output=True, text=True, timeout=60)
 check(done.returncode == 0 and done.stdout == "127.79.5.2\n", f"again without a token, and by DNS: {done.stdout!r} {done.stderr if done.returncode else str()}")
 
-sleeper = subprocess.Popen(run("web-1", "sh", "-c", "trap 'echo caught; exit 9' TERM; echo up; while :; do sleep 0.1; done",
-                               dns="off"), stdout=subprocess.PIPE, text=True)
+sleeper = subprocess.Popen(control.workload("web-1", "sh", "-c", "trap 'echo caught; exit 9' TERM; echo up; while :; do sleep 0.1; done",
+                                            dns="off"), stdout=subprocess.PIPE, text=True)
 check(sleeper.stdout.readline() == "up\n", "a program with a signal handler runs")
 admin = WORK / "web-1" / "admin.sock"
 check(admin.exists(), "its proxy has an admin socket")
@@ -98,16 +79,16 @@ def alive(path):
 
 
 check(not alive(admin) and not (WORK / "web-1" / "sds.sock").exists(), "proxy and agent ended with it")
-killed = subprocess.Popen(run("web-1", "sleep", "60", dns="off"), stderr=subprocess.PIPE, text=True)
+killed = subprocess.Popen(control.workload("web-1", "sleep", "60", dns="off"), stderr=subprocess.PIPE, text=True)
 until(lambda: alive(admin), "once more")
 os.kill(killed.pid, signal.SIGKILL)
 killed.wait()
 until(lambda: not alive(admin), "the proxy also ends when `tulle run` is killed", 5)
 
-undeclared = subprocess.run(run("ghost-1", "true", token=token("ghost-1", "ghost"), dns="off", wait="3s"),
+undeclared = subprocess.run(control.workload("ghost-1", "true", token=control.token("ghost-1", "ghost"), dns="off", wait="3s"),
                             capture_output=True, text=True, timeout=60)
 check(undeclared.returncode == 3 and "is workload ghost-1 declared" in undeclared.stderr, f"a workload nobody declared: {undeclared.stderr}")
-missing = subprocess.run(run("web-1", "/no/such/program", dns="off"), capture_output=True, text=True, timeout=60)
+missing = subprocess.run(control.workload("web-1", "/no/such/program", dns="off"), capture_output=True, text=True, timeout=60)
 check(missing.returncode == 6 and "cannot start /no/such/program" in missing.stderr, "a program that is not there")
 server.stop()
 until(lambda: not alive(WORK / "catalog-1" / "admin.sock"), "the server's proxy ends with it", 5)
@@ -117,17 +98,17 @@ control.stop()
 control.store = WORK / "mesh.redb"
 control.start()
 port = free_port()
-cart = Program("cart", *run("cart-1", sys.executable, "-m", "http.server", port, "--directory", WORK / "www",
-                            token=token("cart-1", "cart"), dns="off", service="cart", port=port, net="loopback"))
+cart = Program("cart", *control.workload("cart-1", sys.executable, "-m", "http.server", port, "--directory", WORK / "www",
+                                         token=control.token("cart-1", "cart"), dns="off", service="cart", port=port, net="loopback"))
 until(lambda: socket.create_connection(("127.0.0.1", port), 1).close() is None, "the cart runs")
-caller = run("caller-1", "sh", "-c", 'curl -sS --fail --retry 5 --retry-all-errors --retry-delay 1 "$CART_URL/hello"',
-             token=token("caller-1", "caller"), dns="off", service="caller", port=free_port(), net="loopback")
+caller = control.workload("caller-1", "sh", "-c", 'curl -sS --fail --retry 5 --retry-all-errors --retry-delay 1 "$CART_URL/hello"',
+                          token=control.token("caller-1", "caller"), dns="off", service="caller", port=free_port(), net="loopback")
 done = subprocess.run(caller, capture_output=True, text=True, timeout=60)
 check(done.returncode == 0 and done.stdout == "hello from an unmodified program\n", f"one calls the other: {done.stdout!r} {done.stderr}")
 _, objects, _ = control.tulle("get", "workload", "-A", "-o", "name")
 check("cart-1" in objects and "caller-1" not in objects, f"who has ended is not declared any more: {objects.split()}")
-caller = run("caller-2", "sh", "-c", f'curl -sS --fail --retry 5 --retry-all-errors --retry-delay 1 "http://cart:{port}/hello"',
-             token=token("caller-2", "caller"), service="caller", port=free_port(), net="userns")
+caller = control.workload("caller-2", "sh", "-c", f'curl -sS --fail --retry 5 --retry-all-errors --retry-delay 1 "http://cart:{port}/hello"',
+                          token=control.token("caller-2", "caller"), service="caller", port=free_port(), net="userns")
 done = subprocess.run(caller, capture_output=True, text=True, timeout=60)
 check(done.returncode == 0 and done.stdout == "hello from an unmodified program\n", f"also from a namespace of its own: {done.stdout!r} {done.stderr}")
 cart.stop()

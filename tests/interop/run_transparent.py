@@ -41,49 +41,45 @@ WEB = {"service": "web", "port": 9090}
 PORT = free_port()
 
 
-def token(workload, account):
-    file = WORK / f"{workload}.token"
-    made = subprocess.run(
-        [tulle, "token", "create", "-q", "--workload", workload, "-n", "shop", "--service-account", account,
-         "--ca-dir", control.ca, "--server", f"unix:{control.run / 'xds.sock'}", "--out", file],
-        capture_output=True, text=True, timeout=30,
-    )
-    check(made.returncode == 0, f"a token for {workload} {made.stderr}")
-    return file
-
-
-def run(workload, *command, **flags):
-    more = [part for name, value in flags.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-    return [str(part) for part in (tulle, "run", *more, "--workload", workload, "-n", "shop", "--control",
-            f"unix:{control.run / 'xds.sock'}", "--run-dir", WORK / workload, "--", *command)]
-
-
 def once(workload, *command, seconds=60, **flags):
-    return subprocess.run(run(workload, *command, **flags), capture_output=True, text=True, timeout=seconds)
+    return subprocess.run(control.workload(workload, *command, **flags), capture_output=True, text=True, timeout=seconds)
 
 
 def families():
-    """Our processes: id, parent, and arguments."""
+    """Our processes: id and arguments."""
     found = {}
     for entry in pathlib.Path("/proc").iterdir():
         try:
             if entry.name.isdigit() and entry.stat().st_uid == ME:
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-                if any(str(WORK).encode() in word for word in words):
-                    found[int(entry.name)] = words
+                command = (entry / "cmdline").read_bytes().split(b"\0")
+                if any(str(WORK).encode() in word for word in command):
+                    found[int(entry.name)] = command
         except OSError:
             pass
     return found
 
 
-def commands():
-    """What all processes of this user run."""
+def below(ancestor):
+    """The processes that descend from one."""
+    parents = {}
     for entry in pathlib.Path("/proc").iterdir():
         try:
-            if entry.name.isdigit() and entry.stat().st_uid == ME:
-                yield (entry / "cmdline").read_bytes().split(b"\0")
+            if entry.name.isdigit():
+                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
         except OSError:
             pass
+    found = {ancestor}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found - {ancestor}
+
+
+def words(pid):
+    """What a process runs; nothing when it has ended."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]
+    except OSError:
+        return []
 
 
 def metric(workload, name, **labels):
@@ -122,8 +118,8 @@ before = families()
 say("-- a server and a caller, each in a namespace of its own")
 (WORK / "www").mkdir()
 (WORK / "www" / "hello").write_text("hello from an unmodified program\n")
-cart = Program("cart", *run("cart-1", PYTHON, "-m", "http.server", PORT, "--bind", "127.0.0.1", "--directory", WORK / "www",
-                            token=token("cart-1", "cart"), service="cart", port=PORT, net="userns"))
+cart = Program("cart", *control.workload("cart-1", PYTHON, "-m", "http.server", PORT, "--bind", "127.0.0.1", "--directory", WORK / "www",
+                                         token=control.token("cart-1", "cart"), service="cart", port=PORT, net="userns"))
 until(lambda: "runs as" in cart.text(), "the cart runs")
 check("spiffe://cluster.local/ns/shop/sa/cart" in cart.text(), "it says who it is")
 line = next(line for line in cart.text().splitlines() if line.startswith("network: "))
@@ -133,7 +129,7 @@ with socket.socket() as probe:
 check(refused != 0, "its own port is not to be reached past its proxy")
 door = line.rsplit(" ", 1)[1]
 
-web = token("web-1", "web")
+web = control.token("web-1", "web")
 names = ("cart", "cart.shop", "cart.shop.svc.cluster.local")
 script = "id -u; " + "; ".join(f"curl -sS --fail --retry 9 --retry-all-errors --retry-delay 1 http://{name}:{PORT}/hello" for name in names)
 done = once("web-1", "sh", "-c", script + '; curl -sS --fail "$CART_URL/hello"; exit 7', token=web, **WEB)
@@ -146,7 +142,7 @@ seen = metric("cart-1", "istio_requests_total", reporter="destination", connecti
 check(seen >= 4, f"the cart's proxy has seen {seen:.0f} requests by mTLS from web")
 
 done = once("thief-1", "curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "--retry", "9", "--retry-connrefused", f"http://cart:{PORT}/hello",
-            token=token("thief-1", "thief"), service="thief", port=9091)
+            token=control.token("thief-1", "thief"), service="thief", port=9091)
 check(done.stdout == "403", f"who may not call gets 403 {done.stdout!r} {done.stderr}")
 try:
     plain = get(door, "/hello")
@@ -206,16 +202,16 @@ check(got[4] == "done done", f"and so is its address: {got[4]}")
 check(got[5] == "no such name", f"names that the mesh does not have are not there: {got[5]}")
 
 say("-- TCP that is not HTTP, and services that come later")
-late = subprocess.Popen(run("web-1", "sh", "-c", "until getent hosts queue >/dev/null; do sleep 0.1; done; "
+late = subprocess.Popen(control.workload("web-1", "sh", "-c", "until getent hosts queue >/dev/null; do sleep 0.1; done; "
                             f"{PYTHON} -c 'import socket; s = socket.create_connection((\"queue\", 7000), 5); print(s.recv(99).decode())'", **WEB),
                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 serve = "import socket; s = socket.create_server(('0.0.0.0', 7000))\nwhile True:\n    c, _ = s.accept(); c.sendall(b'first word is the server\\'s'); c.close()"
-queue = Program("queue", *run("queue-1", PYTHON, "-c", serve, token=token("queue-1", "queue"), service="queue", port=7000, protocol="tcp"))
+queue = Program("queue", *control.workload("queue-1", PYTHON, "-c", serve, token=control.token("queue-1", "queue"), service="queue", port=7000, protocol="tcp"))
 out, error = late.communicate(timeout=60)
 check(out == "first word is the server's\n", f"a running program finds a service that was declared later, by TCP: {out!r} {error}")
 
 say("-- signals, and what is left")
-sleeper = subprocess.Popen(run("web-1", "sh", "-c", "trap 'echo caught; exit 9' TERM; echo up; while :; do sleep 0.1; done", **WEB),
+sleeper = subprocess.Popen(control.workload("web-1", "sh", "-c", "trap 'echo caught; exit 9' TERM; echo up; while :; do sleep 0.1; done", **WEB),
                            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 check(sleeper.stdout.readline() == "up\n", "a program with a signal handler runs")
 sleeper.send_signal(signal.SIGTERM)
@@ -224,13 +220,14 @@ killed = once("web-1", "sh", "-c", "kill -USR1 $$", **WEB)
 check(killed.returncode == 128 + signal.SIGUSR1, f"a program that a signal ends gives {killed.returncode}")
 missing = once("web-1", "/no/such/program", **WEB)
 check(missing.returncode == 6 and "cannot start /no/such/program" in missing.stderr, f"a program that is not there: {missing.stderr}")
-cut = subprocess.Popen(run("web-1", "sleep", "600", **WEB), stderr=subprocess.PIPE, text=True)
-until(lambda: any(words[:2] == [b"sleep", b"600"] for words in commands()), "once more")
+cut = subprocess.Popen(control.workload("web-1", "sleep", "600", **WEB), stderr=subprocess.PIPE, text=True)
+until(lambda: any(words(pid) == [b"sleep", b"600"] for pid in below(cut.pid)), "once more")
+family = below(cut.pid)
 cut.kill()
 cut.wait()
 queue.stop()
 cart.stop()
-until(lambda: set(families()) <= set(before) and not any(words[:2] == [b"sleep", b"600"] for words in commands()), "no process is left, not even when `tulle run` is killed", 10)
+until(lambda: set(families()) <= set(before) and not any(map(words, family)), "no process is left, not even when `tulle run` is killed", 10)
 mounts = pathlib.Path("/proc/self/mounts").read_text()
 check("netns" not in mounts and str(WORK) not in mounts, "no mount is left")
 left = sorted(path.name for name in ("cart-1", "queue-1") for path in (WORK / name).iterdir())
@@ -245,16 +242,16 @@ own = explicit.replace("plain", "own").replace("127.77.8.2", "127.77.8.3").repla
 whole = explicit.replace("plain", "whole").replace("127.77.8.2", "127.77.8.4").replace("interception: {explicit: {outbound: []}}", "")
 code, _, error = control.tulle("apply", "-f", "-", text=explicit + own + whole)
 check(code == 0, f"three more workloads {error}")
-done = once("plain-1", "sh", "-c", "cat /proc/net/dev", token=token("plain-1", "plain"), dns="off")
+done = once("plain-1", "sh", "-c", "cat /proc/net/dev", token=control.token("plain-1", "plain"), dns="off")
 check(done.returncode == 0 and "(as declared). Nothing forces this program" in done.stderr, f"one with explicit addresses gets them: {done.stderr}")
 done = once("plain-1", "true", net="userns")
 check(done.returncode == 6 and "is declared with explicit addresses" in done.stderr, f"and nothing else: {done.stderr}")
-done = subprocess.run([*run("own-1", "sh", "-c", "tail -n +3 /proc/net/dev | cut -d: -f1 | tr -d ' '", token=token("own-1", "own"))],
+done = subprocess.run([*control.workload("own-1", "sh", "-c", "tail -n +3 /proc/net/dev | cut -d: -f1 | tr -d ' '", token=control.token("own-1", "own"))],
                       capture_output=True, text=True, timeout=60)
 check(sorted(done.stdout.split()) == ["eth0", "lo", "tulle0"], f"one with a namespace gets that: {done.stdout!r} {done.stderr}")
 done = once("own-1", "true", net="loopback")
 check(done.returncode == 6 and "is declared with a network namespace" in done.stderr, f"and nothing else: {done.stderr}")
-done = once("whole-1", "true", token=token("whole-1", "whole"))
+done = once("whole-1", "true", token=control.token("whole-1", "whole"))
 check(done.returncode == 6 and "whole machine or container is redirected" in done.stderr, f"one that is redirected as a whole is refused: {done.stderr}")
 
 say("-- where user namespaces are not to be had")
@@ -279,8 +276,8 @@ def contained(*words):
     return subprocess.run(words, capture_output=True, text=True, timeout=60, preexec_fn=as_in_a_container)
 
 
-done = contained(*run("web-1", "true", dns="off", net="userns", **WEB))
+done = contained(*control.workload("web-1", "true", dns="off", net="userns", **WEB))
 check(done.returncode == 4 and "cannot make a user namespace" in done.stderr, f"--net userns says why: {done.stderr}")
-done = contained(*run("web-1", "true", dns="off", **WEB))
+done = contained(*control.workload("web-1", "true", dns="off", **WEB))
 check(done.returncode == 0 and "explicit loopback addresses (cannot make a user namespace" in done.stderr,
       f"else one line says why it is loopback: {done.stderr}")
