@@ -5,6 +5,10 @@
 //! [`Incremental`] keeps a mesh up to date change by change, saying which workloads each change concerns.
 //!
 //! Architecture invariant: no IO, no clock, no runtime. Two calls with equal input give equal bytes.
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unreachable)
+)]
 
 mod bootstrap;
 mod destination;

@@ -4,6 +4,10 @@
 //! neutral kind), with all references still as written; `compile` resolves them.
 //!
 //! Architecture invariant: no IO, no runtime, no TLS, no protobuf, no YAML.
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unreachable)
+)]
 
 pub mod destination;
 pub mod diagnostic;

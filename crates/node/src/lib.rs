@@ -5,6 +5,10 @@
 //! the mesh's names, and [`probe`] tells what of all this the machine allows.
 //!
 //! Architecture invariant: knows addresses, ports and processes; nothing of services, policies or xDS.
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unreachable)
+)]
 
 pub mod dns;
 pub mod enter;

@@ -5,6 +5,10 @@
 //! or YAML, and [`surface`] says which of their fields the proxy honours.
 //!
 //! Architecture invariant: no IO and no knowledge of what a message means; only what it is.
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unreachable)
+)]
 
 pub mod istio;
 pub mod json;

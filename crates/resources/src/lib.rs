@@ -5,6 +5,10 @@
 //! whatever is not understood is reported with its place: nothing is dropped silently.
 //!
 //! Architecture invariant: no IO, no clock, no runtime. The YAML parser is known to `yaml` alone.
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unreachable)
+)]
 
 pub mod codes;
 mod document;

@@ -9,6 +9,10 @@
 //!
 //! Architecture invariant: nothing here knows the proxy, the engine or the control plane; callers hand in
 //! plain values.
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unreachable)
+)]
 
 pub mod accesslog;
 pub mod edges;
