@@ -26,6 +26,8 @@ pub(super) enum Decoder {
     },
     /// All that comes.
     UntilClose,
+    /// Nothing that could be read: where this body ends nobody knows, whoever asks again.
+    Broken(Fault),
 }
 
 /// A place within a chunked body.
@@ -79,6 +81,7 @@ impl Decoder {
         loop {
             match self {
                 Self::Done => return Ok(Part::End),
+                Self::Broken(fault) => return Err(*fault),
                 _ if input.is_empty() => return Ok(Part::More),
                 Self::UntilClose => return Ok(Part::Data(input.split().freeze())),
                 Self::Length(left) => {
@@ -91,14 +94,15 @@ impl Decoder {
                 }
                 Self::Chunked { place, limits } => {
                     let limits = *limits;
-                    match chunked(place, limits, input)? {
-                        Some(Part::End) => *self = Self::Done,
-                        Some(Part::Trailers(trailers)) => {
+                    match chunked(place, limits, input) {
+                        Ok(Some(Part::End)) => *self = Self::Done,
+                        Ok(Some(Part::Trailers(trailers))) => {
                             *self = Self::Done;
                             return Ok(Part::Trailers(trailers));
                         }
-                        Some(part) => return Ok(part),
-                        None => {}
+                        Ok(Some(part)) => return Ok(part),
+                        Ok(None) => {}
+                        Err(fault) => *self = Self::Broken(fault),
                     }
                 }
             }

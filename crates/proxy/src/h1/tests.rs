@@ -139,6 +139,16 @@ fn what_is_no_chunk_is_refused() {
 }
 
 #[test]
+fn what_is_no_chunk_stays_none() {
+    let mut decoder = Decoder::chunked(LIMITS);
+    let mut input = BytesMut::from("0\r\nbroken\r\n\r\na: b\r\n\r\nGET / HTTP/1.1\r\n\r\n");
+    for _ in 0..3 {
+        assert!(matches!(decoder.next(&mut input), Err(Fault::Grammar)));
+    }
+    assert!(!decoder.is_done());
+}
+
+#[test]
 fn numbers_are_written_whole() {
     for length in [0, 7, 10, 1024, u64::MAX] {
         let mut output = Vec::new();

@@ -183,6 +183,19 @@ fn chunks_are_read_strictly() {
 }
 
 #[test]
+fn nothing_is_read_behind_what_is_no_body() {
+    let backend = Backend::start();
+    let world = plain(backend.address, "");
+    let request = "POST /first HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nno trailer\r\n\r\n\
+        as: trailer\r\n\r\nGET /second HTTP/1.1\r\nhost: a\r\n\r\n";
+    let mut client = connect(world.address("in"));
+    client.write_all(request.as_bytes()).unwrap();
+    let answers = rest(&mut client);
+    assert_eq!(statuses(&answers), ["400"], "{answers}");
+    assert!(!backend.heads.lock().unwrap().iter().any(|head| head.contains("second")));
+}
+
+#[test]
 fn no_byte_of_a_head_begins_another_line() {
     let backend = Backend::start();
     let world = plain(backend.address, "");
