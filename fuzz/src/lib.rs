@@ -5,6 +5,7 @@
 //! `cargo test` runs the corpora in `corpus/`; `cargo xtask fuzz` runs the fuzzer.
 
 mod configuration;
+mod connection;
 mod detection;
 mod request;
 mod token;
@@ -19,6 +20,7 @@ pub const TARGETS: &[Target] = &[
     ("proxy_protocol", detection::proxy_protocol),
     ("frames", detection::frames),
     ("http1", request::http1),
+    ("connection", connection::connection),
     ("http1_answer", request::answer),
     ("path", request::path),
     ("jwt", token::jwt),

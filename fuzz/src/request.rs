@@ -2,12 +2,11 @@
 
 use std::sync::{Arc, OnceLock};
 
-use bytes::Bytes;
 use engine::path::{Canonical, EscapedSlashes, PathOptions};
 use engine::{ConnectionFacts, Dice, HttpManager, NetworkFilter, Plan, Store};
 use http::{Method, Request, StatusCode, header};
 use proto::json::{Format, parse_bootstrap};
-use proxy::h1::probe;
+use proxy::h1::probe::{self, Body};
 use proxy::http::arrive;
 use proxy::report::record::Downstream;
 
@@ -77,59 +76,83 @@ fn stranger() -> ConnectionFacts {
     }
 }
 
-/// A client's bytes: every head made canonical; and what was read means the same when it is framed anew.
+/// A client's bytes: every head made canonical; what was read means the same when it is framed anew, and when it comes
+/// in pieces.
 pub(crate) fn http1(data: &[u8]) {
-    let (requests, fault) = probe::requests(data);
+    let (requests, fault) = probe::requests(data, usize::MAX);
     // A head has at least a request line and an empty line: more heads than lines were never sent.
     assert!(requests.len() <= data.split(|byte| *byte == b'\n').count());
+    for size in sizes(data) {
+        let (pieces, late) = probe::requests(data, size);
+        assert_eq!((pieces.len(), late), (requests.len(), fault), "in pieces of {size}");
+        requests.iter().zip(&pieces).for_each(|(first, second)| same(first, second));
+    }
     let mut again = Vec::new();
     for request in &requests {
         write(&mut again, request);
     }
-    let (second, refused) = probe::requests(&again);
+    let (second, refused) = probe::requests(&again, usize::MAX);
     assert_eq!((second.len(), refused.is_none()), (requests.len(), true), "{:?}", String::from_utf8_lossy(&again));
     for (first, second) in requests.iter().zip(&second) {
-        assert_eq!((first.method(), first.uri(), first.body()), (second.method(), second.uri(), second.body()));
+        assert_eq!((first.method(), first.uri()), (second.method(), second.uri()));
+        assert_eq!(first.body().data, second.body().data);
     }
     for request in requests {
         judge(request);
     }
-    let _ = fault;
+}
+
+/// Into which pieces some bytes are cut: single ones, and some of a length that the bytes choose.
+fn sizes(data: &[u8]) -> [usize; 2] {
+    [1, data.iter().fold(2, |sum: usize, byte| sum.wrapping_mul(31).wrapping_add(usize::from(*byte))) % 64 + 2]
+}
+
+fn same(first: &Request<Body>, second: &Request<Body>) {
+    assert_eq!((first.method(), first.uri(), first.version()), (second.method(), second.uri(), second.version()));
+    assert_eq!((first.headers(), first.body()), (second.headers(), second.body()));
 }
 
 /// A request in framing of our own.
-fn write(out: &mut Vec<u8>, request: &Request<Bytes>) {
+fn write(out: &mut Vec<u8>, request: &Request<Body>) {
     out.extend(format!("{} {} HTTP/1.1\r\n", request.method(), request.uri()).bytes());
     for (name, value) in request.headers() {
         if *name != header::CONTENT_LENGTH && *name != header::TRANSFER_ENCODING {
             out.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
         }
     }
-    out.extend(format!("content-length: {}\r\n\r\n", request.body().len()).bytes());
-    out.extend_from_slice(request.body());
+    out.extend(format!("content-length: {}\r\n\r\n", request.body().data.len()).bytes());
+    out.extend_from_slice(&request.body().data);
 }
 
 /// A server's bytes, as the answer to some method.
 pub(crate) fn answer(data: &[u8]) {
     let Some((method, data)) = data.split_first() else { return };
     let method = [Method::GET, Method::HEAD, Method::CONNECT][usize::from(*method) % 3].clone();
-    let (answers, _) = probe::responses(data, &method);
+    let (answers, fault) = probe::responses(data, &method, usize::MAX);
+    for size in sizes(data) {
+        let (pieces, late) = probe::responses(data, &method, size);
+        assert_eq!((pieces.len(), late), (answers.len(), fault), "in pieces of {size}");
+        for (first, second) in answers.iter().zip(&pieces) {
+            assert_eq!((first.status(), first.headers()), (second.status(), second.headers()));
+            assert_eq!(first.body(), second.body());
+        }
+    }
     for answer in answers {
         let bare =
             method == Method::HEAD || answer.status().is_informational() || answer.status() == StatusCode::NO_CONTENT;
-        assert!(!bare || answer.body().is_empty());
+        assert!(!bare || answer.body().data.is_empty());
         let said =
             answer.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
         let whole = bare
             || answer.status() == StatusCode::NOT_MODIFIED
             || method == Method::CONNECT
             || answer.status() == StatusCode::SWITCHING_PROTOCOLS;
-        assert!(whole || said.is_none_or(|said| said == answer.body().len()));
+        assert!(whole || said.is_none_or(|said| said == answer.body().data.len()));
     }
 }
 
 /// What must hold of every head that is served.
-fn judge(request: Request<Bytes>) {
+fn judge(request: Request<Body>) {
     let edge = edge();
     let mut dice = Dice::new(1);
     let (parts, _) = request.into_parts();
@@ -138,9 +161,18 @@ fn judge(request: Request<Bytes>) {
     };
     assert!(!head.internal, "a stranger is internal");
     assert_eq!(head.remote, stranger().remote.ip(), "a stranger names its own address");
+    assert_eq!(head.headers.get("x-envoy-external-address").and_then(|value| value.to_str().ok()), Some("192.0.2.7"));
     assert!(!head.authority.bytes().any(|byte| byte <= b' ' || matches!(byte, b'/' | b'\\' | b'@' | b',' | b'#')));
     assert!(head.path.bytes().all(|byte| byte > b' ' && byte != 0x7f), "{:?}", head.path);
-    for name in ["host", "connection", "transfer-encoding", "keep-alive", "x-envoy-internal", "x-envoy-retry-on"] {
+    for name in [
+        "host",
+        "connection",
+        "transfer-encoding",
+        "keep-alive",
+        "x-envoy-internal",
+        "x-envoy-retry-on",
+        "x-envoy-original-path",
+    ] {
         assert!(!head.headers.contains_key(name), "{name} is left");
     }
     assert!(head.headers.keys().all(|name| !name.as_str().contains('_')));

@@ -8,18 +8,27 @@ use super::decode::{Decoder, Part};
 use super::head::{self, Limits, Scan};
 
 /// As the defaults of a connection manager.
-const LIMITS: Limits = Limits { bytes: 60 * 1024, lines: 100 };
+const LIMITS: Limits = Limits { bytes: 60 * 1024, lines: 100, any_method: false };
 
-/// Every whole request in `bytes`, and what was wrong with the next one.
-pub fn requests(bytes: &[u8]) -> (Vec<Request<Bytes>>, Option<Fault>) {
-    let mut input = BytesMut::from(bytes);
-    all(|| request(&mut input))
+/// A whole body.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Body {
+    /// Without its frames.
+    pub data: Bytes,
+    /// What stood behind it.
+    pub trailers: HeaderMap,
 }
 
-/// Every whole answer to requests of this method in `bytes`, and what was wrong with the next one.
-pub fn responses(bytes: &[u8], method: &Method) -> (Vec<Response<Bytes>>, Option<Fault>) {
-    let mut input = BytesMut::from(bytes);
-    all(|| response(&mut input, method))
+/// Every whole request in `bytes`, and what was wrong with the next one. The bytes come in pieces of `size` (0 counts as 1).
+pub fn requests(bytes: &[u8], size: usize) -> (Vec<Request<Body>>, Option<Fault>) {
+    let mut source = Source::new(bytes, size);
+    all(|| request(&mut source))
+}
+
+/// Every whole answer to requests of this method in `bytes`, and what was wrong with the next one; in pieces likewise.
+pub fn responses(bytes: &[u8], method: &Method, size: usize) -> (Vec<Response<Body>>, Option<Fault>) {
+    let mut source = Source::new(bytes, size);
+    all(|| response(&mut source, method))
 }
 
 fn all<T>(mut next: impl FnMut() -> Result<Option<T>, Fault>) -> (Vec<T>, Option<Fault>) {
@@ -33,27 +42,51 @@ fn all<T>(mut next: impl FnMut() -> Result<Option<T>, Fault>) -> (Vec<T>, Option
     }
 }
 
-fn head(input: &mut BytesMut, blanks: bool) -> Result<Option<Bytes>, Fault> {
-    let mut scan = Scan::default();
-    match scan.find(input, LIMITS)? {
-        Some(2) if blanks => {
-            let _ = input.split_to(2);
-            head(input, false)
-        }
-        Some(end) => Ok(Some(input.split_to(end).freeze())),
-        None => Ok(None),
+/// Bytes as a socket would bring them.
+struct Source<'a> {
+    input: BytesMut,
+    rest: &'a [u8],
+    size: usize,
+}
+
+impl<'a> Source<'a> {
+    fn new(rest: &'a [u8], size: usize) -> Self {
+        Self { input: BytesMut::new(), rest, size: size.max(1) }
+    }
+
+    /// Whether more has come.
+    fn more(&mut self) -> bool {
+        let (piece, rest) = self.rest.split_at(self.size.min(self.rest.len()));
+        self.rest = rest;
+        self.input.extend_from_slice(piece);
+        !piece.is_empty()
     }
 }
 
-fn request(input: &mut BytesMut) -> Result<Option<Request<Bytes>>, Fault> {
-    let Some(bytes) = head(input, true)? else { return Ok(None) };
+fn head(source: &mut Source<'_>, mut blanks: bool) -> Result<Option<Bytes>, Fault> {
+    let mut scan = Scan::default();
+    loop {
+        match scan.find(&source.input, LIMITS)? {
+            Some(2) if blanks => {
+                let _ = source.input.split_to(2);
+                (scan, blanks) = (Scan::default(), false);
+            }
+            Some(end) => return Ok(Some(source.input.split_to(end).freeze())),
+            None if source.more() => {}
+            None => return Ok(None),
+        }
+    }
+}
+
+fn request(source: &mut Source<'_>) -> Result<Option<Request<Body>>, Fault> {
+    let Some(bytes) = head(source, true)? else { return Ok(None) };
     let head = head::request(&bytes, LIMITS, HeaderMap::new())?;
     let decoder = match head.length {
         Length::Exact(0) => Decoder::Done,
         Length::Exact(length) => Decoder::Length(length),
         Length::Chunked => Decoder::chunked(LIMITS),
     };
-    let Some(body) = body(input, decoder)? else { return Ok(None) };
+    let Some(body) = body(source, decoder)? else { return Ok(None) };
     let mut request = Request::new(body);
     *request.method_mut() = head.method;
     *request.uri_mut() = head.uri;
@@ -62,10 +95,10 @@ fn request(input: &mut BytesMut) -> Result<Option<Request<Bytes>>, Fault> {
     Ok(Some(request))
 }
 
-fn response(input: &mut BytesMut, method: &Method) -> Result<Option<Response<Bytes>>, Fault> {
-    let Some(bytes) = head(input, false)? else { return Ok(None) };
+fn response(source: &mut Source<'_>, method: &Method) -> Result<Option<Response<Body>>, Fault> {
+    let Some(bytes) = head(source, false)? else { return Ok(None) };
     let head = head::response(&bytes, LIMITS, HeaderMap::new(), method)?;
-    let Some(body) = body(input, head.body)? else { return Ok(None) };
+    let Some(body) = body(source, head.body)? else { return Ok(None) };
     let mut response = Response::new(body);
     *response.status_mut() = head.status;
     *response.headers_mut() = head.headers;
@@ -73,13 +106,14 @@ fn response(input: &mut BytesMut, method: &Method) -> Result<Option<Response<Byt
 }
 
 /// `None`: not all of it is there.
-fn body(input: &mut BytesMut, mut decoder: Decoder) -> Result<Option<Bytes>, Fault> {
-    let mut body = BytesMut::new();
+fn body(source: &mut Source<'_>, mut decoder: Decoder) -> Result<Option<Body>, Fault> {
+    let (mut data, mut trailers) = (BytesMut::new(), HeaderMap::new());
     loop {
-        match decoder.next(input)? {
-            Part::Data(data) => body.extend_from_slice(&data),
-            Part::Trailers(_) => {}
-            Part::End => return Ok(Some(body.freeze())),
+        match decoder.next(&mut source.input)? {
+            Part::Data(piece) => data.extend_from_slice(&piece),
+            Part::Trailers(map) => trailers = map,
+            Part::End => return Ok(Some(Body { data: data.freeze(), trailers })),
+            Part::More if source.more() => {}
             Part::More => return Ok(None),
         }
     }
