@@ -238,6 +238,8 @@ pub struct Http1Options {
     pub default_host_for_http_10: Option<Arc<str>>,
     /// Write names `Like-This`. Default false.
     pub proper_case: bool,
+    /// Take requests with any method, not only those of [`crate::framing::is_known_method`]. Default false.
+    pub any_method: bool,
 }
 
 /// HTTP/2 on either side.

@@ -207,6 +207,7 @@ pub(super) fn http1(cx: &mut Context<'_>, message: Option<&core::Http1ProtocolOp
         accept_http_10: message.accept_http_10,
         default_host_for_http_10: cx.text(&message.default_host_for_http_10),
         proper_case: matches!(format, Some(HeaderFormat::ProperCaseWords(_))),
+        any_method: message.allow_custom_methods,
     }
 }
 

@@ -21,7 +21,7 @@ use crate::net::stream::Stream;
 use crate::upstream::reach::Open;
 
 /// What an upstream's head may have; beyond it the answer is a protocol error (Envoy's default of 100 header lines).
-const LIMITS: Limits = Limits { bytes: 64 * 1024, lines: 100 };
+const LIMITS: Limits = Limits { bytes: 64 * 1024, lines: 100, any_method: true };
 
 /// A connection to an endpoint.
 #[derive(Debug)]

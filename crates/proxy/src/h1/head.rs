@@ -20,6 +20,8 @@ pub(super) struct Limits {
     pub(super) bytes: usize,
     /// Header lines.
     pub(super) lines: usize,
+    /// Whether a request may have a method that is not widely known.
+    pub(super) any_method: bool,
 }
 
 /// Looks for the end of a head as its bytes come, each byte once.
@@ -94,6 +96,9 @@ pub(super) fn request(head: &Bytes, limits: Limits, headers: HeaderMap) -> Resul
         let (Some(method), Some(target), Some(minor)) = (read.method, read.path, read.version) else {
             return Err(Fault::Grammar);
         };
+        if !limits.any_method && !framing::is_known_method(method) {
+            return Err(Fault::Grammar);
+        }
         let method = Method::from_bytes(method.as_bytes()).map_err(|_| Fault::Grammar)?;
         let target = head.slice_ref(target.as_bytes());
         let uri = Uri::from_maybe_shared(target).map_err(|_| Fault::Grammar)?;

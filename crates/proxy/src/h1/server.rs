@@ -68,6 +68,7 @@ pub async fn serve(shared: &Rc<HttpConnection>, stream: Stream, ahead: BytesMut)
     let limits = Limits {
         bytes: (manager.max_request_headers_bytes as usize).max(1024),
         lines: manager.max_headers_count as usize,
+        any_method: manager.http1.any_method,
     };
     let conn = Rc::new(Conn {
         wire: RefCell::new(Wire::new(stream, ahead)),

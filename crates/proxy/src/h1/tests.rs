@@ -8,7 +8,7 @@ use super::decode::{Decoder, Part};
 use super::encode;
 use super::head::{self, Limits, Scan};
 
-const LIMITS: Limits = Limits { bytes: 1024, lines: 10 };
+const LIMITS: Limits = Limits { bytes: 1024, lines: 10, any_method: false };
 
 fn request(text: &str) -> Result<head::RequestHead, Fault> {
     let end = Scan::default().find(text.as_bytes(), LIMITS)?.ok_or(Fault::Grammar)?;
