@@ -89,15 +89,10 @@ pub struct HttpManager {
 }
 
 impl HttpManager {
-    /// Whether an address counts as internal to the mesh's network.
+    /// Whether an address counts as internal: only what `internal_address_config` names does. A private address proves
+    /// nothing (Envoy believed them until 1.33).
     #[must_use]
     pub fn is_internal(&self, address: IpAddr) -> bool {
-        if self.internal_addresses.is_empty() {
-            return match address.to_canonical() {
-                IpAddr::V4(v4) => v4.is_private() || v4.is_loopback(),
-                IpAddr::V6(v6) => v6.is_unique_local() || v6.is_loopback(),
-            };
-        }
         self.internal_addresses.iter().any(|range| range.contains(&address.to_canonical()))
     }
 

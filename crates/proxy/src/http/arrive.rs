@@ -41,12 +41,13 @@ pub(super) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwar
 pub(super) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 pub(super) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const X_ENVOY_INTERNAL: HeaderName = HeaderName::from_static("x-envoy-internal");
+const X_ENVOY_EXTERNAL_ADDRESS: HeaderName = HeaderName::from_static("x-envoy-external-address");
 const X_FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
 /// Headers by which a client could steer this proxy; believed from internal clients only.
-static INTERNAL_ONLY: [HeaderName; 13] = [
+static INTERNAL_ONLY: [HeaderName; 14] = [
     HeaderName::from_static("x-envoy-retriable-status-codes"),
     HeaderName::from_static("x-envoy-retriable-header-names"),
     HeaderName::from_static("x-envoy-retry-on"),
@@ -60,6 +61,16 @@ static INTERNAL_ONLY: [HeaderName; 13] = [
     HeaderName::from_static("x-envoy-force-trace"),
     HeaderName::from_static("x-envoy-ip-tags"),
     HeaderName::from_static("x-envoy-original-url"),
+    HeaderName::from_static("x-envoy-hedge-on-per-try-timeout"),
+];
+
+/// What only proxies say of a request, and what an edge therefore believes nobody.
+static NEVER_FROM_OUTSIDE: [HeaderName; 5] = [
+    HeaderName::from_static("x-envoy-decorator-operation"),
+    HeaderName::from_static("x-envoy-downstream-service-cluster"),
+    HeaderName::from_static("x-envoy-downstream-service-node"),
+    HeaderName::from_static("x-envoy-original-path"),
+    HeaderName::from_static("x-envoy-original-host"),
 ];
 
 /// Headers that a `Connection` header must not take away: policies and routes rely on them.
@@ -95,7 +106,7 @@ pub fn canonical(
         join_cookies(&mut headers);
     }
     let (remote, internal) = client_address(manager, connection, &mut headers);
-    sanitize(manager, internal, &mut headers);
+    sanitize(manager, remote, internal, &mut headers);
     let scheme = scheme(manager, connection, &mut headers);
     request_id(manager, internal, &mut headers, dice);
     client_certificate(manager, downstream, &mut headers);
@@ -329,24 +340,23 @@ fn append_forwarded_for(headers: &mut HeaderMap, peer: IpAddr) {
     }
 }
 
-fn sanitize(manager: &HttpManager, internal: bool, headers: &mut HeaderMap) {
+/// Takes away what this client is not believed, and says what is known of it instead.
+fn sanitize(manager: &HttpManager, remote: IpAddr, internal: bool, headers: &mut HeaderMap) {
     if internal {
         headers.insert(X_ENVOY_INTERNAL, HeaderValue::from_static("true"));
         return;
     }
-    if !headers.keys().any(|name| name.as_str().starts_with("x-envoy-")) {
-        return;
-    }
-    headers.remove(X_ENVOY_INTERNAL);
-    if manager.use_remote_address {
-        for name in
-            ["x-envoy-decorator-operation", "x-envoy-downstream-service-cluster", "x-envoy-downstream-service-node"]
-        {
+    if headers.keys().any(|name| name.as_str().starts_with("x-envoy-")) {
+        headers.remove(X_ENVOY_INTERNAL);
+        let edge: &[HeaderName] = if manager.use_remote_address { &NEVER_FROM_OUTSIDE } else { &[] };
+        for name in INTERNAL_ONLY.iter().chain(edge) {
             headers.remove(name);
         }
     }
-    for name in &INTERNAL_ONLY {
-        headers.remove(name);
+    if manager.use_remote_address
+        && let Ok(address) = HeaderValue::try_from(remote.to_string())
+    {
+        headers.insert(X_ENVOY_EXTERNAL_ADDRESS, address);
     }
 }
 
