@@ -175,11 +175,7 @@ impl<'a> Counted<'a> {
     /// The same for HTTP/2.
     fn end_h2(self, error: Option<&hyper::Error>) {
         let Some(error) = error else { return };
-        if (error.is_parse() || error.is_parse_too_large())
-            && let Some(cells) = self.cells()
-        {
-            cells.downstream_cx_protocol_error.inc();
-        }
+        malformed::report_h2(self.shared, error);
         let remote = self.shared.downstream.facts.remote;
         tracing::debug!(%remote, %error, "HTTP connection ended by an error");
     }

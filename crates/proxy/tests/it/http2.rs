@@ -431,6 +431,43 @@ fn a_preface_that_is_none_ends_the_connection() {
 }
 
 #[test]
+fn a_connection_that_ends_for_what_its_client_sent_is_logged() {
+    let backend = Backend::start();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("access.log");
+    let log = format!(
+        "access_log: [{{name: f, typed_config: {{\"@type\": \
+         type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog, path: {file:?}, log_format: \
+         {{text_format_source: {{inline_string: \"%PROTOCOL% %REQ(:METHOD)% %RESPONSE_CODE% %RESPONSE_FLAGS% \
+         %RESPONSE_CODE_DETAILS%\\n\"}}}}}}}}],"
+    );
+    let world = world(&backend, &log);
+    let pings = Frame::new(kind::PING, 0, 0, *b"whatever").encode().repeat(10_000);
+    let cases = [
+        (Frame::new(kind::DATA, 0, 0, *b"x").encode(), "HTTP/2 - 0 DPE http2.codec_error{PROTOCOL_ERROR}"),
+        (
+            Frame::new(kind::HEADERS, flag::END_HEADERS, 1, [0x80]).encode(),
+            "HTTP/2 - 0 DPE http2.codec_error{PROTOCOL_ERROR}",
+        ),
+        (pings, "HTTP/2 - 0 DPE http2.inbound_control_frames_flood"),
+    ];
+    let mut expected = String::new();
+    for (bytes, line) in cases {
+        block_on(async {
+            let mut frames = Frames::open(world.address("in")).await.unwrap();
+            frames.bytes(&bytes).await;
+            while frames.next(PATIENCE).await.is_some() {}
+        });
+        expected.push_str(line);
+        expected.push('\n');
+    }
+    // A client that only goes away has done nothing wrong.
+    drop(block_on(Frames::open(world.address("in"))).unwrap());
+    drop(world);
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), expected);
+}
+
+#[test]
 fn settings_and_pings_are_acknowledged() {
     let backend = Backend::start();
     let world = world(&backend, "");
