@@ -17,6 +17,9 @@ use crate::worker::Worker;
 /// How long accepting pauses when the process has no descriptors left: what is open must end first.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
+/// Connections that are accepted before those that are there have their turn.
+const TURN: u32 = 8;
+
 /// Accepts until told to stop.
 pub async fn run(
     worker: Rc<Worker>,
@@ -25,7 +28,13 @@ pub async fn run(
     spread: bool,
     mut stop: watch::Receiver<bool>,
 ) {
+    let mut turn = 0;
     loop {
+        turn += 1;
+        if turn == TURN {
+            turn = 0;
+            tokio::task::yield_now().await;
+        }
         let bypass = worker.shared.plan.load().listener(&listener).is_some_and(|listener| listener.bypasses_overload);
         // Who cannot be served waits in the system's queue, where waiting costs nothing.
         let accepting = async {

@@ -294,6 +294,7 @@ impl Body for DownBody {
             }
             From::Upstream(coming) => coming,
         };
+        stalled::moved();
         match Pin::new(&mut coming.body).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 coming.waited = false;

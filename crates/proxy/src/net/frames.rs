@@ -16,6 +16,12 @@ const EACH_SECOND: f64 = 100.0;
 const BYTES_FOR_ONE: f64 = 1024.0;
 /// A head of so many bytes, compressed, is usual.
 const LONG_HEAD: usize = 4096;
+/// Frames that a peer may have served before others have their turn.
+const TURN: u32 = 64;
+/// Who has used up so much of its allowance is read in small pieces: what was read is served in one go.
+const SPENT: f64 = 100.0;
+/// Such a piece, in bytes.
+pub const PIECE: usize = 1024;
 /// A request earns this, and a reset costs more: who takes back most of what it asks for is cut off.
 const REQUEST: f64 = 2.0;
 const RESET: f64 = 4.0;
@@ -32,6 +38,8 @@ pub struct Frames {
     payload: usize,
     allowance: f64,
     filled: Option<Instant>,
+    /// Frames of the turn under way.
+    turn: u32,
 }
 
 /// The peer keeps us busy for nothing.
@@ -51,7 +59,7 @@ impl Frames {
     }
 
     fn after(preface: usize) -> Self {
-        Self { preface, head: [0; HEAD], have: 0, payload: 0, allowance: MOST, filled: None }
+        Self { preface, head: [0; HEAD], have: 0, payload: 0, allowance: MOST, filled: None, turn: 0 }
     }
 
     /// Bytes came from the peer.
@@ -82,6 +90,25 @@ impl Frames {
         Ok(())
     }
 
+    /// Whether others should have their turn now; the next one begins then.
+    pub fn passes_turn(&mut self) -> bool {
+        let over = self.turn >= TURN;
+        if over {
+            self.turn = 0;
+        }
+        over
+    }
+
+    /// Nothing more has come: the next bytes begin a new turn.
+    pub fn rests(&mut self) {
+        self.turn = 0;
+    }
+
+    /// Whether this peer is to be read in pieces of [`PIECE`].
+    pub fn is_suspect(&self) -> bool {
+        self.allowance < MOST - SPENT
+    }
+
     /// Bytes went to the peer.
     pub fn went(&mut self, count: usize) {
         self.allowance = (self.allowance + count as f64 / BYTES_FOR_ONE).min(MOST);
@@ -91,6 +118,7 @@ impl Frames {
         let [a, b, c, kind, ..] = self.head;
         let length = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
         self.payload = length;
+        self.turn += 1;
         let change = match kind {
             // DATA; h2 bounds empty ones.
             0 if length > 0 => 1.0,

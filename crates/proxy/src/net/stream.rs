@@ -1,8 +1,9 @@
 //! The one stream type of both sides: TCP or Unix, plain or TLS, with bytes that were read ahead while detecting.
 
+use std::future::Future;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
@@ -11,7 +12,7 @@ use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
-use super::frames::Frames;
+use super::frames::{Frames, PIECE};
 use crate::overload;
 
 /// A connected socket.
@@ -297,6 +298,30 @@ impl Ahead {
         frames.came(bytes).map_err(|flood| io::Error::new(io::ErrorKind::ConnectionAborted, flood))
     }
 
+    /// Reads from the stream below. A peer that sends many frames lets others have their turn, and one that has spent much
+    /// of its allowance is read in small pieces: what one connection says must not delay the others of its worker.
+    fn poll_turn(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let Some(frames) = &mut self.frames else { return Pin::new(&mut self.stream).poll_read(cx, buf) };
+        if frames.passes_turn() {
+            // Back behind all that is ready, and behind what the sockets have for others by now.
+            let _ = pin!(tokio::task::yield_now()).poll(cx);
+            return Poll::Pending;
+        }
+        let read = if frames.is_suspect() {
+            let mut piece = [0; PIECE];
+            let mut piece = ReadBuf::new(piece.get_mut(..buf.remaining().min(PIECE)).unwrap_or_default());
+            let read = Pin::new(&mut self.stream).poll_read(cx, &mut piece);
+            buf.put_slice(piece.filled());
+            read
+        } else {
+            Pin::new(&mut self.stream).poll_read(cx, buf)
+        };
+        if read.is_pending() {
+            frames.rests();
+        }
+        read
+    }
+
     fn went(&mut self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         self.writes.note(&result);
         if let (Some(frames), Poll::Ready(Ok(count))) = (&mut self.frames, &result) {
@@ -329,7 +354,7 @@ impl AsyncRead for Ahead {
             return Poll::Ready(this.came(&taken));
         }
         let before = buf.filled().len();
-        ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
+        ready!(this.poll_turn(cx, buf))?;
         this.reads.fetch_add(1, Ordering::Relaxed);
         Poll::Ready(this.came(buf.filled().get(before..).unwrap_or_default()))
     }
