@@ -1,7 +1,7 @@
 //! Revocation, clocks that differ, and certificate chains made to cost time.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use identity::ca::Authority as Ca;
 use identity::ca::csr::Csr;
@@ -17,7 +17,7 @@ use rustls::pki_types::UnixTime;
 use rustls::time_provider::TimeProvider;
 
 use crate::handshake::shake;
-use crate::pki::{Authority, Leaf};
+use crate::pki::{Authority, Leaf, cpu};
 
 const WEB: &str = "spiffe://mesh.test/ns/shop/sa/web";
 const CART: &str = "spiffe://mesh.test/ns/shop/sa/cart";
@@ -138,13 +138,12 @@ fn a_chain_made_to_cost_time_costs_little() {
     let bundle = Authority::new("root").bundle("mesh.test");
     for names in [&["loop"; 6][..], &["a", "a", "b", "b", "c", "c"], &["loop"; 7]] {
         let bomb = bomb(names);
-        let begin = Instant::now();
-        let refusal = tls::verify_leaf(&bundle, bomb.chain(), SystemTime::now()).unwrap_err();
-        let took = begin.elapsed();
+        let verify = || cpu(|| tls::verify_leaf(&bundle, bomb.chain(), SystemTime::now()).unwrap_err());
+        let (took, refusal) = (0..3).map(|_| verify()).min_by_key(|(took, _)| *took).unwrap();
         let cause = refusal.cause;
         assert!(matches!(cause, Cause::UnknownCa | Cause::BadCertificate | Cause::BadSignature), "{refusal}");
-        // The bar is 20 ms of CPU; this leaves room for a loaded machine and a build without optimisation.
-        assert!(took < Duration::from_millis(100), "{names:?} {took:?} {refusal}");
+        println!("{names:?} {took:?}");
+        assert!(took < Duration::from_millis(20), "{names:?} {took:?} {refusal}");
     }
 }
 

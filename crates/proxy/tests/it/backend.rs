@@ -18,7 +18,7 @@ pub(crate) struct Backend {
 
 impl Backend {
     /// Starts one. What a path asks for: `/status/N`, `/fail-first/N` (503 to the first N requests), `/sleep/MS`,
-    /// `/close` (without an answer), `/chunked`, `/upgrade`; anything else: 200 with the request's body.
+    /// `/busy/MS` (503 after that time), `/close` (without an answer), `/chunked`, `/upgrade`; anything else: 200 with the request's body.
     pub(crate) fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -71,6 +71,10 @@ fn serve(stream: TcpStream, heads: &Mutex<Vec<String>>) {
         let answer = match path.split('/').nth(1).unwrap_or_default() {
             "status" => format!("HTTP/1.1 {argument} Status\r\ncontent-length: 2\r\n\r\nno").into_bytes(),
             "fail-first" if earlier < argument => b"HTTP/1.1 503 No\r\ncontent-length: 2\r\n\r\nno".to_vec(),
+            "busy" => {
+                std::thread::sleep(Duration::from_millis(argument as u64));
+                b"HTTP/1.1 503 Busy\r\ncontent-length: 2\r\n\r\nno".to_vec()
+            }
             "close" => return,
             "chunked" => {
                 b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n".to_vec()

@@ -127,6 +127,29 @@ fn retries_cure_what_the_policy_names() {
 }
 
 #[test]
+fn retries_make_no_storm() {
+    let backend = Backend::start();
+    let routes = "{match: {prefix: /}, route: {cluster: c, retry_policy: {retry_on: 5xx, num_retries: 3, \
+        retry_back_off: {base_interval: 0.001s}}}}";
+    let budget =
+        "circuit_breakers: {thresholds: [{retry_budget: {budget_percent: {value: 20}, min_retry_concurrency: 1}}]},";
+    let world = World::start(&http(routes, &cluster("c", &[backend.address], budget)));
+    let at = world.address("in");
+    std::thread::scope(|scope| {
+        for _ in 0..20 {
+            scope.spawn(|| {
+                for _ in 0..10 {
+                    assert_eq!(get(at, "/busy/50", "").status, 503);
+                }
+            });
+        }
+    });
+    // All would be retried three times. Of 20 under way four may be retries, a quarter of the other sixteen.
+    let retries = backend.requests() - 200;
+    assert!((1..=70).contains(&retries), "{retries} retries of 200 requests");
+}
+
+#[test]
 fn retries_find_another_endpoint_when_one_is_dead() {
     let backend = Backend::start();
     let routes = "{match: {prefix: /}, route: {cluster: c, retry_policy: {retry_on: connect-failure, num_retries: 4, \
