@@ -1,6 +1,6 @@
 """Requests that two readers may understand differently, through our proxy to nginx, HAProxy and the real Envoy: a server never sees a request
 that the proxy has not decided on, and nothing that it cannot read. nginx and HAProxy take part where they are installed. With `PAYLOADS` set
-to a directory, every file in it is one more input; with `DIRECT` set, each server is also asked without the proxy and the difference is told."""
+to a directory, every file in it is one more input."""
 
 import collections
 import json
@@ -300,12 +300,6 @@ def compare(server, inputs, told):
         say(f"{server.name}, {name}: saw {more} beyond {ours}")
     forwarded = sum(1 for part in decided.values() for line in part if not line.startswith("- "))
     told.append((server.name, forwarded, wrong, time.monotonic() - begun))
-    if "DIRECT" in os.environ:
-        before = len(server.lines())
-        ask(server.port, inputs, (server.lines,), server.name)
-        said = parts(server.lines()[before:])
-        more = sum(len(said.get(number, [])) > len(seen.get(number, [])) for number in range(1, len(inputs) + 1))
-        say(f"{server.name} without the proxy takes more requests from {more} of {len(inputs)} inputs")
 
 
 def main():
