@@ -16,6 +16,7 @@ mod verify;
 
 use std::sync::{Arc, LazyLock};
 
+use rustls::CipherSuite;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 
 pub use cause::{Cause, Refusal};
@@ -32,15 +33,27 @@ pub use san::{NameKind, SanMatcher, TextMatch};
 pub use verify::{NameCheck, Pins, verify_leaf};
 
 /// The cryptography of every Tulle program: aws-lc-rs, with the hybrid post-quantum group X25519MLKEM768 offered
-/// first, then X25519, P-256 and P-384. It is always passed explicitly, never installed as the process default.
+/// first, then X25519, P-256 and P-384, and AES-128-GCM before AES-256-GCM as Envoy has them. It is always passed
+/// explicitly, never installed as the process default.
 pub fn provider() -> Arc<CryptoProvider> {
     static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
         use aws_lc_rs::kx_group::{SECP256R1, SECP384R1, X25519, X25519MLKEM768};
         let mut provider = aws_lc_rs::default_provider();
         provider.kx_groups = vec![X25519MLKEM768, X25519, SECP256R1, SECP384R1];
+        provider.cipher_suites.sort_by_key(|suite| (suite.tls13().is_none(), !is_aes_128(suite.suite())));
         Arc::new(provider)
     });
     Arc::clone(&PROVIDER)
+}
+
+fn is_aes_128(suite: CipherSuite) -> bool {
+    use CipherSuite as C;
+    matches!(
+        suite,
+        C::TLS13_AES_128_GCM_SHA256
+            | C::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256
+            | C::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256
+    )
 }
 
 /// The SHA-256 of some bytes.
