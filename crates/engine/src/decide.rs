@@ -250,12 +250,12 @@ fn run_filter(
     }
     match (&filter.kind, setting) {
         (HttpFilterKind::Rbac(own), setting) => {
-            let rbac = match setting {
+            let other = match setting {
                 Some(FilterOverride::Rbac(None)) => return Ran::Next,
-                Some(FilterOverride::Rbac(Some(other))) => other.clone(),
-                _ => own.clone(),
+                Some(FilterOverride::Rbac(Some(other))) => Some(other.clone()),
+                _ => None,
             };
-            authorize(decision, &rbac, facts).into()
+            authorize(decision, other.as_ref().unwrap_or(own), facts).into()
         }
         (HttpFilterKind::Jwt(filter), setting) => {
             let setting = match setting {
@@ -284,11 +284,11 @@ fn run_filter(
             Cors::Preflight(reply) => Ran::Reply(*reply),
         },
         (HttpFilterKind::Fault(own), setting) => {
-            let policy = match setting {
-                Some(FilterOverride::Fault(other)) => other.clone(),
-                _ => own.clone(),
+            let other = match setting {
+                Some(FilterOverride::Fault(other)) => Some(other.clone()),
+                _ => None,
             };
-            inject(decision, &policy, facts, dice).into()
+            inject(decision, other.as_ref().unwrap_or(own), facts, dice).into()
         }
         _ => Ran::Next,
     }

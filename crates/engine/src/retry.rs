@@ -8,6 +8,8 @@ use crate::dice::Dice;
 use crate::facts::Facts;
 use crate::matcher::HeaderMatcher;
 
+const RATE_LIMITED: HeaderName = HeaderName::from_static("x-envoy-ratelimited");
+
 /// When to try again (`envoy.config.route.v3.RetryPolicy`).
 #[derive(Debug, Clone, PartialEq)]
 pub struct RetryPolicy {
@@ -203,17 +205,15 @@ impl Retries {
             Some(14) => on.has(RetryOn::GRPC_UNAVAILABLE),
             _ => false,
         };
+        let wanted = (server && on.has(RetryOn::SERVER_ERROR))
+            || (gateway && on.has(RetryOn::GATEWAY_ERROR))
+            || (status == 409 && on.has(RetryOn::RETRIABLE_4XX))
+            || (on.has(RetryOn::STATUS_CODES) && policy.status_codes.contains(&status))
+            || (on.has(RetryOn::HEADERS) && policy.headers.iter().any(|rule| rule.matches_in(headers)))
+            || grpc;
         // A rate limit's own answer is retried on its own word alone, as in Envoy.
-        let wanted = if headers.contains_key("x-envoy-ratelimited") {
-            on.has(RetryOn::RATE_LIMITED)
-        } else {
-            (server && on.has(RetryOn::SERVER_ERROR))
-                || (gateway && on.has(RetryOn::GATEWAY_ERROR))
-                || (status == 409 && on.has(RetryOn::RETRIABLE_4XX))
-                || (on.has(RetryOn::STATUS_CODES) && policy.status_codes.contains(&status))
-                || (on.has(RetryOn::HEADERS) && policy.headers.iter().any(|rule| rule.matches_in(headers)))
-                || grpc
-        };
+        let limited = (wanted || on.has(RetryOn::RATE_LIMITED)) && headers.contains_key(RATE_LIMITED);
+        let wanted = if limited { on.has(RetryOn::RATE_LIMITED) } else { wanted };
         let told = wanted.then(|| policy.rate_limited.as_ref().and_then(|rule| rule.wait(headers, wall))).flatten();
         self.next(policy, wanted, told, dice)
     }
