@@ -104,7 +104,10 @@ impl Client {
             return false;
         }
         let mut wire = self.wire.borrow_mut();
-        // Without a readiness from the system this costs no system call.
+        if wire.is_quiet() {
+            return true;
+        }
+        // What came may be nothing that ends the connection: TLS has messages of its own.
         let quiet = wire.input.is_empty() && wire.poll_fill(&mut Context::from_waker(Waker::noop())).is_pending();
         wire.rest();
         if !quiet {

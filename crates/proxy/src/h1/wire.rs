@@ -112,6 +112,11 @@ impl Wire {
         Poll::Ready(Ok(read))
     }
 
+    /// Whether nothing came that is not understood yet, and nothing is known to be there to read.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.input.is_empty() && self.stream.as_ref().is_some_and(Stream::is_quiet)
+    }
+
     /// Nothing is under way: buffers that hold nothing go to who needs them.
     pub(super) fn rest(&mut self) {
         self.want = READ;

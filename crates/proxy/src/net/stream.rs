@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::frames::{Frames, PIECE};
@@ -65,6 +65,16 @@ impl Raw {
         &self.socket
     }
 
+    /// Whether the system said that something came, and it was not read since.
+    fn is_readable(&self) -> bool {
+        let nothing = || Ok(());
+        let asked = match &self.socket {
+            Socket::Tcp(tcp) => tcp.try_io(Interest::READABLE, nothing),
+            Socket::Unix(unix) => unix.try_io(Interest::READABLE, nothing),
+        };
+        asked.is_ok()
+    }
+
     /// This end's address, for TCP.
     pub fn local(&self) -> Option<SocketAddr> {
         match &self.socket {
@@ -105,6 +115,10 @@ impl AsyncWrite for Raw {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        // A TLS record comes alone nearly always, and to write one piece costs the kernel less.
+        if let [one] = bufs {
+            return self.poll_write(cx, one);
+        }
         match &mut self.get_mut().socket {
             Socket::Tcp(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
             Socket::Unix(unix) => Pin::new(unix).poll_write_vectored(cx, bufs),
@@ -143,6 +157,16 @@ impl Stream {
             Self::Plain(raw) => raw,
             Self::Tls(tls) => tls.get_ref().0,
         }
+    }
+
+    /// Whether nothing is known to have come that was not read yet. No system call: the system tells the runtime when
+    /// something comes.
+    pub fn is_quiet(&self) -> bool {
+        let read_all = match self {
+            Self::Plain(raw) => raw.ahead.is_empty(),
+            Self::Tls(tls) => tls.get_ref().1.wants_read(),
+        };
+        read_all && !self.raw().is_readable()
     }
 
     /// What TLS knows about the connection.
