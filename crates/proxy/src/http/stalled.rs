@@ -37,7 +37,9 @@ where
     F: Future + 'static,
 {
     fn execute(&self, future: F) {
-        tokio::task::spawn_local(Watched { stream: future, limit: None, last: Instant::now(), timer: None });
+        // On the heap: the runtime moves what it is given several times.
+        let watched = Watched { stream: future, limit: None, last: Instant::now(), timer: None };
+        tokio::task::spawn_local(Box::pin(watched));
     }
 }
 

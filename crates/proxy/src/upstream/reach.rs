@@ -414,7 +414,8 @@ where
     F: Future<Output = ()> + 'static,
 {
     fn execute(&self, future: F) {
-        tokio::task::spawn_local(future);
+        // On the heap: the runtime moves what it is given several times.
+        tokio::task::spawn_local(Box::pin(future));
     }
 }
 
