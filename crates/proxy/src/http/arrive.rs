@@ -1,10 +1,10 @@
 //! The head of a request made canonical: what every later phase and the upstream see is what is decided upon here.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
 
-use crate::report::record::Downstream;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use engine::framing;
 use engine::http_manager::{ForwardClientCertMode, HttpManager, Underscores};
 use engine::path::Canonical;
@@ -13,19 +13,26 @@ use engine::{ConnectionFacts, Dice};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode, Uri, Version, request};
 
+use super::seen::Seen;
+use super::serve::HttpConnection;
+use super::text::Text;
+use crate::report::record::Downstream;
+
 /// A request's head, canonical.
 #[derive(Debug)]
 pub struct Head {
     /// Its method.
     pub method: Method,
     /// `:path` with its query.
-    pub path: String,
+    pub path: Text,
     /// `:authority`.
-    pub authority: String,
+    pub authority: Text,
     /// `http` or `https`.
     pub scheme: &'static str,
     /// All other headers.
     pub headers: HeaderMap,
+    /// Which of the headers that matter here came.
+    pub(super) seen: Seen,
     /// The client's address: the peer's, or what trusted `x-forwarded-for` entries say.
     pub remote: IpAddr,
     /// The request came from the mesh's own network.
@@ -81,18 +88,14 @@ const NEVER_NOMINATED: [&str; 6] =
 ///
 /// # Errors
 /// The answer for a request that cannot be served.
-pub fn canonical(
-    manager: &HttpManager,
-    downstream: &Downstream,
-    parts: request::Parts,
-    dice: &mut Dice,
-) -> Result<Head, LocalReply> {
-    let connection = &downstream.facts;
+pub fn canonical(shared: &HttpConnection, parts: request::Parts) -> Result<Head, LocalReply> {
+    let (manager, connection) = (&*shared.manager, &shared.downstream.facts);
     let request::Parts { mut method, uri, version, mut headers, mut extensions, .. } = parts;
+    let seen = Seen::of(&headers);
     check_version(manager, version)?;
-    check_headers(manager, version, &mut headers)?;
+    check_headers(manager, version, seen, &mut headers)?;
     let authority = authority(manager, connection, &uri, version, &method, &mut headers)?;
-    let mut upgrade = hop_by_hop(version, &mut headers);
+    let mut upgrade = hop_by_hop(version, seen, &mut headers);
     if method == Method::CONNECT {
         upgrade = Some(CONNECT.to_owned());
         if let Some(protocol) = extensions.remove::<hyper::ext::Protocol>() {
@@ -102,18 +105,18 @@ pub fn canonical(
         }
     }
     let path = path(manager, &uri, &method)?;
-    if version == Version::HTTP_2 {
+    if version == Version::HTTP_2 && seen.any(Seen::COOKIE) {
         join_cookies(&mut headers);
     }
-    let (remote, internal) = client_address(manager, connection, &mut headers);
-    sanitize(manager, remote, internal, &mut headers);
-    let scheme = scheme(manager, connection, &mut headers);
-    request_id(manager, internal, &mut headers, dice);
-    client_certificate(manager, downstream, &mut headers);
+    let (remote, internal) = client_address(manager, connection, seen, &mut headers);
+    sanitize(manager, remote, internal, seen, &mut headers);
+    let scheme = scheme(manager, connection, seen, &mut headers);
+    request_id(manager, internal, seen, &mut headers, &mut shared.worker.dice.borrow_mut());
+    client_certificate(shared, seen, &mut headers);
     if let Some(via) = &manager.via {
         headers.append(header::VIA, via.clone());
     }
-    Ok(Head { method, path, authority, scheme, headers, remote, internal, upgrade })
+    Ok(Head { method, path, authority, scheme, headers, seen, remote, internal, upgrade })
 }
 
 pub(super) fn refuse(status: StatusCode, details: &'static str) -> LocalReply {
@@ -136,18 +139,14 @@ fn check_version(manager: &HttpManager, version: Version) -> Result<(), LocalRep
     }
 }
 
-fn check_headers(manager: &HttpManager, version: Version, headers: &mut HeaderMap) -> Result<(), LocalReply> {
-    let values = |name: HeaderName| headers.get_all(name).into_iter().map(HeaderValue::as_bytes);
-    let (codings, lengths) = (values(header::TRANSFER_ENCODING), values(header::CONTENT_LENGTH));
-    let length = framing::request_length(version == Version::HTTP_11, codings, lengths)
-        .map_err(|fault| malformed(fault.status(), fault.details()))?;
-    if let framing::Length::Exact(length) = length
-        && headers
-            .get(header::CONTENT_LENGTH)
-            .is_some_and(|value| value.len() > 1 && value.as_bytes().starts_with(b"0"))
-    {
-        // Some take a leading zero for octal.
-        headers.insert(header::CONTENT_LENGTH, length.into());
+fn check_headers(
+    manager: &HttpManager,
+    version: Version,
+    seen: Seen,
+    headers: &mut HeaderMap,
+) -> Result<(), LocalReply> {
+    if seen.any(Seen::TRANSFER_ENCODING.with(Seen::CONTENT_LENGTH)) {
+        check_length(version, headers)?;
     }
     if headers.len() > manager.max_headers_count as usize {
         let fault = framing::Fault::TooManyHeaders;
@@ -166,6 +165,22 @@ fn check_headers(manager: &HttpManager, version: Version, headers: &mut HeaderMa
     Ok(())
 }
 
+fn check_length(version: Version, headers: &mut HeaderMap) -> Result<(), LocalReply> {
+    let values = |name: HeaderName| headers.get_all(name).into_iter().map(HeaderValue::as_bytes);
+    let (codings, lengths) = (values(header::TRANSFER_ENCODING), values(header::CONTENT_LENGTH));
+    let length = framing::request_length(version == Version::HTTP_11, codings, lengths)
+        .map_err(|fault| malformed(fault.status(), fault.details()))?;
+    if let framing::Length::Exact(length) = length
+        && headers
+            .get(header::CONTENT_LENGTH)
+            .is_some_and(|value| value.len() > 1 && value.as_bytes().starts_with(b"0"))
+    {
+        // Some take a leading zero for octal.
+        headers.insert(header::CONTENT_LENGTH, length.into());
+    }
+    Ok(())
+}
+
 fn authority(
     manager: &HttpManager,
     connection: &ConnectionFacts,
@@ -173,7 +188,7 @@ fn authority(
     version: Version,
     method: &Method,
     headers: &mut HeaderMap,
-) -> Result<String, LocalReply> {
+) -> Result<Text, LocalReply> {
     let missing = || refuse(StatusCode::BAD_REQUEST, "missing_host_header");
     let bad = || malformed(StatusCode::BAD_REQUEST, "http.invalid_authority");
     let mut hosts = headers.get_all(header::HOST).iter();
@@ -183,10 +198,10 @@ fn authority(
     }
     let named = match (uri.authority(), host) {
         // A target in absolute form wins over the Host header (RFC 9112 section 3.2.2).
-        (Some(authority), _) => authority.as_str().to_owned(),
-        (None, Some(host)) => host.to_str().map_err(|_| bad())?.to_owned(),
+        (Some(authority), _) => Text::Authority(authority.clone()),
+        (None, Some(host)) => host.to_str().map_err(|_| bad())?.into(),
         (None, None) if version == Version::HTTP_10 => {
-            manager.http1.default_host_for_http_10.as_deref().ok_or_else(missing)?.to_owned()
+            manager.http1.default_host_for_http_10.as_deref().ok_or_else(missing)?.into()
         }
         (None, None) => return Err(missing()),
     };
@@ -196,29 +211,31 @@ fn authority(
     if named.bytes().any(|b| matches!(b, b' ' | b'\t' | b'/' | b'\\' | b'@' | b'?' | b'#' | b',')) {
         return Err(bad());
     }
-    headers.remove(header::HOST);
-    let port = connection.local.port();
-    let stripped = engine::path::authority(&named, &manager.path, port);
-    Ok(match stripped {
-        Cow::Borrowed(same) if same.len() == named.len() => named,
-        other => other.into_owned(),
-    })
+    if host.is_some() {
+        headers.remove(header::HOST);
+    }
+    let stripped = match engine::path::authority(&named, &manager.path, connection.local.port()) {
+        Cow::Borrowed(same) if same.len() == named.len() => None,
+        other => Some(other.into_owned()),
+    };
+    Ok(stripped.map_or(named, Text::from))
 }
 
-fn path(manager: &HttpManager, uri: &Uri, method: &Method) -> Result<String, LocalReply> {
+fn path(manager: &HttpManager, uri: &Uri, method: &Method) -> Result<Text, LocalReply> {
     let path = uri.path_and_query().map_or("", http::uri::PathAndQuery::as_str);
+    let same = || uri.path_and_query().map_or_else(|| Text::from(""), |path| Text::Path(path.clone()));
     if *method == Method::CONNECT {
-        return Ok(path.to_owned());
+        return Ok(same());
     }
     if path == "*" && *method == Method::OPTIONS {
-        return Ok(path.to_owned());
+        return Ok(same());
     }
     if !path.starts_with('/') {
         return Err(malformed(StatusCode::BAD_REQUEST, "http1.invalid_url"));
     }
     match engine::path::canonical(path, &manager.path) {
-        Canonical::Same => Ok(path.to_owned()),
-        Canonical::Changed(path) => Ok(path),
+        Canonical::Same => Ok(same()),
+        Canonical::Changed(path) => Ok(path.into()),
         Canonical::Reject(details) => Err(refuse(StatusCode::BAD_REQUEST, details)),
         Canonical::Redirect(path) => {
             let mut reply = refuse(StatusCode::TEMPORARY_REDIRECT, "path_normalization_failed");
@@ -232,9 +249,9 @@ fn path(manager: &HttpManager, uri: &Uri, method: &Method) -> Result<String, Loc
 }
 
 /// Takes away what concerns only the client's own hop; returns the upgrade that was asked for.
-fn hop_by_hop(version: Version, headers: &mut HeaderMap) -> Option<String> {
+fn hop_by_hop(version: Version, seen: Seen, headers: &mut HeaderMap) -> Option<String> {
     let mut upgrade = None;
-    if headers.contains_key(header::CONNECTION) {
+    if seen.any(Seen::CONNECTION) {
         let nominated: Vec<String> = headers
             .get_all(header::CONNECTION)
             .iter()
@@ -258,13 +275,14 @@ fn hop_by_hop(version: Version, headers: &mut HeaderMap) -> Option<String> {
     }
     static HOP: [HeaderName; 5] =
         [header::UPGRADE, header::TRANSFER_ENCODING, KEEP_ALIVE, PROXY_CONNECTION, header::EXPECT];
-    // One look at the few names that there are costs less than a look-up for each that there might be.
-    if headers.keys().any(|name| HOP.contains(name)) {
+    if seen.any(Seen::HOP.with(Seen::TRANSFER_ENCODING).with(Seen::EXPECT)) {
         for name in &HOP {
             headers.remove(name);
         }
     }
-    if let Some(te) = headers.get(header::TE) {
+    if seen.any(Seen::TE)
+        && let Some(te) = headers.get(header::TE)
+    {
         let trailers = te.as_bytes().split(|b| *b == b',').any(|word| word.trim_ascii() == b"trailers");
         if trailers {
             headers.insert(header::TE, HeaderValue::from_static("trailers"));
@@ -291,10 +309,16 @@ fn join_cookies(headers: &mut HeaderMap) {
 }
 
 /// Who the client is (Envoy's `ConnectionManagerUtility::mutateRequestHeaders`): its address, and whether it is internal.
-fn client_address(manager: &HttpManager, connection: &ConnectionFacts, headers: &mut HeaderMap) -> (IpAddr, bool) {
+fn client_address(
+    manager: &HttpManager,
+    connection: &ConnectionFacts,
+    seen: Seen,
+    headers: &mut HeaderMap,
+) -> (IpAddr, bool) {
     let peer = connection.remote.ip();
     if !manager.use_remote_address {
-        let forwarded = forwarded_for(headers, manager.xff_trusted_hops);
+        let told = seen.any(Seen::FORWARDED_FOR);
+        let forwarded = told.then(|| forwarded_for(headers, manager.xff_trusted_hops)).flatten();
         let (remote, single) = forwarded.map_or((peer, false), |(ip, single)| (ip, single));
         return (remote, single && manager.is_internal(remote));
     }
@@ -341,12 +365,12 @@ fn append_forwarded_for(headers: &mut HeaderMap, peer: IpAddr) {
 }
 
 /// Takes away what this client is not believed, and says what is known of it instead.
-fn sanitize(manager: &HttpManager, remote: IpAddr, internal: bool, headers: &mut HeaderMap) {
+fn sanitize(manager: &HttpManager, remote: IpAddr, internal: bool, seen: Seen, headers: &mut HeaderMap) {
     if internal {
         headers.insert(X_ENVOY_INTERNAL, HeaderValue::from_static("true"));
         return;
     }
-    if headers.keys().any(|name| name.as_str().starts_with("x-envoy-")) {
+    if seen.any(Seen::ENVOY) {
         headers.remove(X_ENVOY_INTERNAL);
         let edge: &[HeaderName] = if manager.use_remote_address { &NEVER_FROM_OUTSIDE } else { &[] };
         for name in INTERNAL_ONLY.iter().chain(edge) {
@@ -360,10 +384,11 @@ fn sanitize(manager: &HttpManager, remote: IpAddr, internal: bool, headers: &mut
     }
 }
 
-fn scheme(manager: &HttpManager, connection: &ConnectionFacts, headers: &mut HeaderMap) -> &'static str {
+fn scheme(manager: &HttpManager, connection: &ConnectionFacts, seen: Seen, headers: &mut HeaderMap) -> &'static str {
     let own = if connection.tls { "https" } else { "http" };
     let trusted = !manager.use_remote_address || manager.xff_trusted_hops > 0;
-    let said = headers.get(X_FORWARDED_PROTO).filter(|_| trusted).map(HeaderValue::as_bytes);
+    let told = trusted && seen.any(Seen::FORWARDED_PROTO);
+    let said = told.then(|| headers.get(X_FORWARDED_PROTO)).flatten().map(HeaderValue::as_bytes);
     let scheme = match said {
         Some(value) if value.eq_ignore_ascii_case(b"https") => "https",
         Some(value) if value.eq_ignore_ascii_case(b"http") => "http",
@@ -379,45 +404,92 @@ fn scheme(manager: &HttpManager, connection: &ConnectionFacts, headers: &mut Hea
     }
 }
 
-fn request_id(manager: &HttpManager, internal: bool, headers: &mut HeaderMap, dice: &mut Dice) {
+fn request_id(manager: &HttpManager, internal: bool, seen: Seen, headers: &mut HeaderMap, dice: &mut Dice) {
     if !manager.generate_request_id {
         return;
     }
     let edge = manager.use_remote_address && !internal;
-    let keep = headers.contains_key(X_REQUEST_ID) && (!edge || manager.preserve_external_request_id);
-    if !keep {
+    let told = seen.any(Seen::REQUEST_ID) && headers.contains_key(X_REQUEST_ID);
+    if !told || (edge && !manager.preserve_external_request_id) {
         headers.insert(X_REQUEST_ID, uuid(dice));
     }
 }
 
 /// A random (version 4) UUID.
 fn uuid(dice: &mut Dice) -> HeaderValue {
-    const HEX: &[u8; 16] = b"0123456789abcdef";
+    /// How many are written into one piece of memory.
+    const AT_ONCE: usize = 64;
+    thread_local! {
+        static ROOM: RefCell<BytesMut> = RefCell::default();
+    }
     let bits = (u128::from(dice.roll()) << 64) | u128::from(dice.roll());
     let bits = (bits & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
+    let text = uuid_text(bits);
+    let written = ROOM.with_borrow_mut(|room| {
+        if room.capacity() < text.len() {
+            *room = BytesMut::with_capacity(AT_ONCE * text.len());
+        }
+        room.extend_from_slice(&text);
+        room.split().freeze()
+    });
+    HeaderValue::from_maybe_shared(written).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+fn uuid_text(bits: u128) -> [u8; 36] {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    /// Where the two digits of each byte stand; a hyphen is between the groups.
+    const PLACES: [usize; 16] = [0, 2, 4, 6, 9, 11, 14, 16, 19, 21, 24, 26, 28, 30, 32, 34];
+    let digit = |nibble: u8| HEX.get(usize::from(nibble)).copied().unwrap_or(b'0');
     let mut text = [b'-'; 36];
-    let places = text.iter_mut().enumerate().filter(|(at, _)| !matches!(at, 8 | 13 | 18 | 23));
-    for (digit, (_, place)) in places.enumerate() {
-        let nibble = (bits >> (124 - 4 * digit)) & 0xf;
-        *place = HEX.get(nibble as usize).copied().unwrap_or(b'0');
+    for (byte, place) in bits.to_be_bytes().into_iter().zip(PLACES) {
+        if let Some([high, low]) = text.get_mut(place..place + 2) {
+            (*high, *low) = (digit(byte >> 4), digit(byte & 0xf));
+        }
     }
-    HeaderValue::from_maybe_shared(Bytes::copy_from_slice(&text)).unwrap_or_else(|_| HeaderValue::from_static(""))
+    text
 }
 
 /// `x-forwarded-client-cert`, as the manager's rule says.
-fn client_certificate(manager: &HttpManager, downstream: &Downstream, headers: &mut HeaderMap) {
+fn client_certificate(shared: &HttpConnection, seen: Seen, headers: &mut HeaderMap) {
+    use ForwardClientCertMode as Mode;
+    let told = seen.any(Seen::CLIENT_CERTIFICATE);
+    let mutual = shared.downstream.facts.peer.as_ref().is_some_and(|peer| peer.validated);
+    let value = match shared.manager.client_cert.mode {
+        Mode::AlwaysForwardOnly => return,
+        Mode::ForwardOnly if mutual => return,
+        Mode::AppendForward | Mode::SanitizeSet if mutual => shared.certificate.clone(),
+        _ => None,
+    };
+    let before = (told && shared.manager.client_cert.mode == Mode::AppendForward)
+        .then(|| headers.get(X_FORWARDED_CLIENT_CERT))
+        .flatten()
+        .and_then(|value| value.to_str().ok());
+    let value = match (value, before) {
+        (Some(own), Some(before)) => joined_values(before, &own),
+        (value, _) => value,
+    };
+    match value {
+        Some(value) => {
+            headers.insert(X_FORWARDED_CLIENT_CERT, value);
+        }
+        None if told => {
+            headers.remove(X_FORWARDED_CLIENT_CERT);
+        }
+        None => {}
+    }
+}
+
+fn joined_values(before: &str, own: &HeaderValue) -> Option<HeaderValue> {
+    HeaderValue::from_bytes(&[before.as_bytes(), b",", own.as_bytes()].concat()).ok()
+}
+
+/// What this hop says of its client's certificate, the same for each request of a connection.
+pub(super) fn certificate(manager: &HttpManager, downstream: &Downstream) -> Option<HeaderValue> {
     use ForwardClientCertMode as Mode;
     let rule = manager.client_cert;
-    if rule.mode == Mode::AlwaysForwardOnly {
-        return;
-    }
-    let mutual = downstream.facts.peer.as_ref().filter(|peer| peer.validated);
-    let Some(peer) = mutual.filter(|_| rule.mode != Mode::Sanitize) else {
-        headers.remove(X_FORWARDED_CLIENT_CERT);
-        return;
-    };
-    if rule.mode == Mode::ForwardOnly {
-        return;
+    let peer = downstream.facts.peer.as_ref().filter(|peer| peer.validated)?;
+    if !matches!(rule.mode, Mode::AppendForward | Mode::SanitizeSet) {
+        return None;
     }
     let mut parts = Vec::with_capacity(5);
     parts.extend(downstream.own_uri.as_ref().map(|own| format!("By={own}")));
@@ -426,20 +498,25 @@ fn client_certificate(manager: &HttpManager, downstream: &Downstream, headers: &
         parts.push(format!("Subject=\"{}\"", peer.subject));
     }
     if rule.uri {
-        let uris = peer.uri_sans.iter().map(|uri| format!("URI={uri}"));
-        parts.extend(uris);
+        parts.extend(peer.uri_sans.iter().map(|uri| format!("URI={uri}")));
     }
     if rule.dns {
         parts.extend(peer.dns_sans.iter().map(|dns| format!("DNS={dns}")));
     }
-    let mut text = parts.join(";");
-    if rule.mode == Mode::AppendForward
-        && let Some(before) = headers.get(X_FORWARDED_CLIENT_CERT).and_then(|value| value.to_str().ok())
-    {
-        text = format!("{before},{text}");
+    HeaderValue::try_from(parts.join(";")).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_uuid_has_its_hyphens_and_all_its_digits() {
+        let text = uuid_text(0x0123_4567_89ab_4def_8123_4567_89ab_cdef);
+        assert_eq!(std::str::from_utf8(&text), Ok("01234567-89ab-4def-8123-456789abcdef"));
+        let mut dice = Dice::new(7);
+        let all: std::collections::HashSet<_> = (0..200).map(|_| uuid(&mut dice).as_bytes().to_vec()).collect();
+        assert_eq!(all.len(), 200);
+        assert!(all.iter().all(|text| text.len() == 36 && text[14] == b'4' && b"89ab".contains(&text[19])));
     }
-    match HeaderValue::try_from(text) {
-        Ok(value) => headers.insert(X_FORWARDED_CLIENT_CERT, value),
-        Err(_) => headers.remove(X_FORWARDED_CLIENT_CERT),
-    };
 }

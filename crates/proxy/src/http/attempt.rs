@@ -19,9 +19,10 @@ use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, Uri, Ve
 use tokio::time::{Instant, sleep};
 
 use super::alarm::Alarm;
-use super::arrive::Head;
+use super::arrive::{Head, X_REQUEST_ID};
 use super::body::{Broken, Incoming, SharedSource, UpBody};
 use super::exchange::{Exchange, millis, number};
+use super::text::Text;
 use crate::h1;
 use crate::report::party::Own;
 use crate::upstream::failure::{Failure, Kind};
@@ -39,7 +40,7 @@ const UNSENT_TRIES: u32 = 3;
 pub struct Letter {
     pub(super) method: Method,
     pub(super) path: PathAndQuery,
-    pub(super) authority: String,
+    pub(super) authority: Text,
     pub(super) scheme: &'static str,
     pub(super) upgrade: Option<String>,
     pub(super) retries: Retries,
@@ -80,22 +81,19 @@ impl Letter {
         let per_try = policy.and_then(|policy| policy.per_try_timeout);
         let retries = Retries::new(policy, &exchange.facts(&head));
         let shaped = exchange.record.matched.as_ref().filter(|matched| shape::changes_request(matched)).cloned();
-        let Head { method, scheme, upgrade, .. } = &head;
-        let (method, scheme, upgrade) = (method.clone(), *scheme, upgrade.clone());
-        let head = match shaped {
-            Some(matched) => rewrite(exchange, &matched, &head),
-            None => shape::RequestHead { path: head.path, authority: head.authority, headers: head.headers },
-        };
-        let shape::RequestHead { path, authority, mut headers } = head;
-        let impossible = |what| {
+        let impossible = |_| {
             let status = StatusCode::INTERNAL_SERVER_ERROR;
-            LocalReply::error(status, "", what, Flags::NONE)
+            LocalReply::error(status, "", "path_rewrite_failed", Flags::NONE)
         };
-        let path = match path.as_str() {
-            // CONNECT has none.
-            "" => PathAndQuery::from_static("/"),
-            _ => PathAndQuery::try_from(path).map_err(|_| impossible("path_rewrite_failed"))?,
+        let (path, authority, mut headers) = match shaped {
+            None => (head.path.to_path(), head.authority, head.headers),
+            Some(matched) => {
+                let shape::RequestHead { path, authority, headers } = rewrite(exchange, &matched, &head);
+                (Text::from(path).to_path(), authority.into(), headers)
+            }
         };
+        let path = path.map_err(impossible)?;
+        let Head { method, scheme, upgrade, .. } = head;
         if !exchange.shared.manager.router.suppress_envoy_headers
             && let Some(timeout) = forward.timeout
         {
@@ -156,6 +154,10 @@ impl Letter {
         let mut request = Request::new(body);
         *request.method_mut() = self.method.clone();
         *request.headers_mut() = headers.clone();
+        if let Some(id) = request.headers_mut().get_mut(X_REQUEST_ID) {
+            // Never the same: in the peer's table it would push out what is, and each later one would be compared with it.
+            id.set_sensitive(true);
+        }
         *request.version_mut() = Version::HTTP_2;
         *request.uri_mut() = self.uri(more.host)?;
         if let Some(upgrade) = self.upgrade.as_deref().filter(|_| self.method != Method::CONNECT) {
@@ -175,7 +177,10 @@ impl Letter {
 impl Letter {
     /// The target over HTTP/2; CONNECT has an authority alone (RFC 9113 section 8.5).
     fn uri(&self, host: Option<&str>) -> Option<Uri> {
-        let authority = Authority::try_from(host.unwrap_or(&self.authority)).ok()?;
+        let authority = match host {
+            Some(host) => Authority::try_from(host).ok()?,
+            None => self.authority.to_authority().ok()?,
+        };
         if self.method == Method::CONNECT {
             return Some(Uri::from(authority));
         }
@@ -201,16 +206,16 @@ pub(super) struct More<'a> {
 /// Applies the changes of a route to a head; the record keeps both ends of them.
 fn rewrite(exchange: &mut Exchange, matched: &Matched, head: &Head) -> shape::RequestHead {
     let mut shaped = shape::RequestHead {
-        path: head.path.clone(),
-        authority: head.authority.clone(),
+        path: head.path.to_string(),
+        authority: head.authority.to_string(),
         headers: head.headers.clone(),
     };
     exchange.record.request_headers.clone_from(&head.headers);
     shape::request(matched, &exchange.facts(head), &exchange.record, &mut shaped);
-    if shaped.path != head.path {
+    if shaped.path != *head.path {
         exchange.record.path = Some(shaped.path.as_str().into());
     }
-    if shaped.authority != head.authority {
+    if shaped.authority != *head.authority {
         exchange.record.authority = Some(shaped.authority.as_str().into());
     }
     shaped

@@ -55,7 +55,9 @@ impl Exchange {
         let changed = decision.changed.take();
         if let Some(changed) = changed {
             head.headers = changed.headers;
-            head.path = changed.path.unwrap_or_else(|| std::mem::take(&mut head.path));
+            if let Some(path) = changed.path {
+                head.path = path.into();
+            }
             if !changed.metadata.is_empty() {
                 self.record.metadata = Some(Box::new(changed.metadata));
             }

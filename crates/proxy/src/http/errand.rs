@@ -123,7 +123,7 @@ impl Errand {
         Some(Letter {
             method: self.method.clone(),
             path: PathAndQuery::try_from(self.path.as_str()).ok()?,
-            authority: self.authority.clone(),
+            authority: self.authority.as_str().into(),
             scheme: "http",
             upgrade: None,
             retries: Retries::none(),

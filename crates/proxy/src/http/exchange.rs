@@ -19,6 +19,7 @@ use super::arrive::{self, Head};
 use super::attempt::{Clock, Letter};
 use super::body::{Incoming, SharedSource, Source};
 use super::respond::DownBody;
+use super::seen::Seen;
 use super::serve::HttpConnection;
 use super::tunnel::Side;
 use crate::report::record::{Kind, PeerMetadata, Record};
@@ -56,8 +57,7 @@ pub async fn exchange(
     }
     let (parts, incoming) = request.into_parts();
 
-    let canonical = arrive::canonical(&shared.manager, &shared.downstream, parts, &mut shared.worker.dice.borrow_mut());
-    let mut head = match canonical {
+    let mut head = match arrive::canonical(shared, parts) {
         Ok(head) => head,
         Err(reply) => return exchange.reply(reply, None),
     };
@@ -130,6 +130,9 @@ impl Exchange {
 
     /// Takes the peer's word about itself off the request; the application never sees it.
     fn meet_peer(&mut self, head: &mut Head) {
+        if !head.seen.any(Seen::PEER) {
+            return;
+        }
         let mut last = self.shared.peer.borrow_mut();
         self.record.peer = PeerMetadata::take(&mut head.headers, &last);
         if self.record.peer != *last {
@@ -164,7 +167,7 @@ impl Exchange {
 
     /// Notes a decision in the record.
     pub(super) fn note(&mut self, mut decision: Decision, head: &Head) {
-        let grpc = self.facts(head).is_grpc();
+        let grpc = head.seen.any(Seen::CONTENT_TYPE) && self.facts(head).is_grpc();
         let record = &mut self.record;
         record.grpc = grpc;
         if let Some(asked) = &mut decision.asked {
@@ -172,8 +175,8 @@ impl Exchange {
         }
         record.scheme = head.scheme;
         record.remote = Some(head.remote);
-        record.original_path = Some(head.path.as_str().into());
-        record.authority = Some(head.authority.as_str().into());
+        record.original_path = Some(head.path.clone());
+        record.authority = Some(head.authority.clone());
         record.flags = decision.flags;
         record.rbac = std::mem::take(&mut decision.rbac);
         record.matched = decision.matched.take();

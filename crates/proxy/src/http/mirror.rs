@@ -31,7 +31,7 @@ impl Exchange {
         for Mirror { cluster, keep_host } in &forward.mirrors {
             let mut letter = letter.again();
             if !keep_host {
-                letter.authority = shadow(&letter.authority);
+                letter.authority = shadow(&letter.authority).into();
             }
             let copy = Copy {
                 worker: Rc::clone(&self.shared.worker),

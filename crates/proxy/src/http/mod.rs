@@ -14,6 +14,8 @@ pub mod malformed;
 pub mod mirror;
 pub mod reply;
 pub mod respond;
+pub mod seen;
 pub mod serve;
 pub mod stalled;
+pub mod text;
 pub mod tunnel;

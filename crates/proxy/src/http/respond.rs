@@ -16,6 +16,7 @@ use super::arrive::X_REQUEST_ID;
 use super::attempt::{Answer, Clock};
 use super::body::{BodyError, Incoming};
 use super::exchange::{Exchange, millis, number};
+use super::seen::Seen;
 use super::stalled;
 use super::tunnel::{self, Side};
 use crate::report::record::PeerMetadata;
@@ -69,10 +70,17 @@ impl Exchange {
         }
         self.record.status = Some(parts.status);
         self.record.details = Some(via_upstream());
-        self.record.upstream.peer = PeerMetadata::take(&mut parts.headers, &PeerMetadata::default());
-        hop_by_hop(&mut parts.headers, parts.status == StatusCode::SWITCHING_PROTOCOLS && tunnel.is_some());
+        let seen = Seen::of(&parts.headers);
+        if seen.any(Seen::PEER) {
+            self.record.upstream.peer = PeerMetadata::take(&mut parts.headers, &PeerMetadata::default());
+        }
+        if seen.any(Seen::HOP.with(Seen::CONNECTION).with(Seen::TRANSFER_ENCODING)) {
+            hop_by_hop(&mut parts.headers, parts.status == StatusCode::SWITCHING_PROTOCOLS && tunnel.is_some());
+        }
         self.decorate(&mut parts.headers, true);
-        self.record.grpc_status = grpc_status(&parts.headers);
+        if self.record.grpc || seen.any(Seen::GRPC_STATUS) {
+            self.record.grpc_status = grpc_status(&parts.headers);
+        }
         parts.extensions.clear();
         parts.version = http::Version::default();
         if let Some(tunnel) = tunnel {
@@ -179,12 +187,6 @@ pub(super) fn via_upstream() -> Arc<str> {
 
 /// Takes away what concerns only the upstream's own hop.
 fn hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
-    static HOP: [HeaderName; 5] =
-        [header::TRANSFER_ENCODING, header::CONNECTION, header::UPGRADE, KEEP_ALIVE, PROXY_CONNECTION];
-    // One look at the few names that there are costs less than five look-ups.
-    if !headers.keys().any(|name| HOP.contains(name)) {
-        return;
-    }
     for name in [header::TRANSFER_ENCODING, KEEP_ALIVE, PROXY_CONNECTION] {
         headers.remove(name);
     }

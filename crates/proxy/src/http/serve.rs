@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use engine::HttpManager;
 use engine::http_manager::Codec;
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
@@ -25,7 +25,7 @@ use super::body::Incoming as Coming;
 use super::respond::DownBody;
 use super::stalled::Streams;
 use super::tunnel::Side;
-use super::{exchange, malformed};
+use super::{arrive, exchange, malformed};
 use crate::door::connection::Connection;
 use crate::door::preface;
 use crate::h1;
@@ -55,6 +55,8 @@ pub struct HttpConnection {
     pub manager: Arc<HttpManager>,
     /// What is known about it.
     pub downstream: Arc<Downstream>,
+    /// What this hop says of its client's certificate in `x-forwarded-client-cert`.
+    pub certificate: Option<HeaderValue>,
     /// The logs and counters of its chain.
     pub site: Option<Rc<Site>>,
     /// What the peer said of itself last.
@@ -89,6 +91,7 @@ pub async fn run(worker: &Rc<Worker>, connection: Connection, manager: &Arc<Http
         worker: Rc::clone(worker),
         manager: Arc::clone(manager),
         downstream: Arc::clone(&connection.downstream),
+        certificate: arrive::certificate(manager, &connection.downstream),
         site: worker.tally.site(&connection.downstream),
         peer: RefCell::default(),
         h2,

@@ -17,6 +17,7 @@ use engine::{Cluster, ConnectionFacts, Endpoint, FilterChain, Listener};
 use http::{HeaderMap, Method, StatusCode};
 
 use super::messages::Messages;
+use crate::http::text::Text;
 
 /// What kind of traffic the record is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,10 +44,6 @@ pub struct Downstream {
 impl PeerMetadata {
     /// Takes the headers off a request or answer. What equals `before` (the same connection's last) is not copied.
     pub fn take(headers: &mut HeaderMap, before: &Self) -> Self {
-        // Two look-ups for two names that are seldom there cost more than a look at those that are.
-        if !headers.keys().any(|name| name.as_str().starts_with("x-envoy-peer-metadata")) {
-            return Self::default();
-        }
         let mut one = |name, before: &Option<Arc<str>>| {
             let value = headers.remove(name)?;
             let text = value.to_str().ok()?;
@@ -124,11 +121,11 @@ pub struct Record {
     /// Request method; `None` for TCP.
     pub method: Option<Method>,
     /// `:path` as the client sent it (`%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%` of the default format).
-    pub original_path: Option<Box<str>>,
+    pub original_path: Option<Text>,
     /// `:path` as it was forwarded, when a route rewrote it.
     pub path: Option<Box<str>>,
     /// `:authority` as it was forwarded.
-    pub authority: Option<Box<str>>,
+    pub authority: Option<Text>,
     /// The client's address: the peer's, or what trusted `x-forwarded-for` entries say.
     pub remote: Option<IpAddr>,
     /// `http` or `https`, as the client spoke it.
