@@ -1,7 +1,6 @@
 //! `cargo xtask cost`: what one request costs in instructions, allocations and system calls. Unlike time these do not depend
 //! on what else the machine does, so that they can be a gate.
 
-use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -11,6 +10,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use testkit::client::{Ask, Http1};
 use testkit::recorder::{Behaviour, Log, Recorder, Spoken};
+use tokio::runtime::Runtime;
+
+use crate::counted::callgrind::{self, Cost};
+use crate::counted::strace;
 
 /// Count what one HTTP/1 request costs the proxy, and compare with the limits
 #[derive(Debug, clap::Args)]
@@ -42,9 +45,8 @@ const SUBJECTS: [(&str, &str, Limits); 2] = [
 /// How many times as many instructions a build without optimisation may take.
 const UNOPTIMISED: f64 = 5.0;
 
-/// Requests of the two runs whose difference counts.
+/// Requests of a count.
 const FEW: usize = 640;
-const MANY: usize = 2_560;
 /// Connections.
 const LANES: usize = 32;
 
@@ -57,20 +59,14 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let mut held = true;
     for (name, config, limits) in SUBJECTS {
-        let few = runtime.block_on(count(&tulle, config, FEW))?;
-        let many = runtime.block_on(count(&tulle, config, MANY))?;
         let instructions = if release { limits.instructions } else { limits.instructions * UNOPTIMISED };
-        let per = |pick: fn(&Counted) -> u64| each(pick(&many).saturating_sub(pick(&few)));
-        held &= says(name, "instructions", per(|counted| counted.instructions), instructions);
-        held &= says(name, "allocations", per(|counted| counted.allocations), limits.allocations);
-        held &= says(name, "system calls", per(|counted| counted.calls), limits.calls);
+        let cost = instructions_of(&runtime, &tulle, config).with_context(|| format!("{name} under callgrind"))?;
+        held &= says(name, "instructions", cost.instructions, instructions);
+        held &= says(name, "allocations", cost.allocations, limits.allocations);
+        let calls = calls_of(&runtime, &tulle, config).with_context(|| format!("{name} under strace"))?;
+        held &= says(name, "system calls", calls, limits.calls);
     }
     Ok(held)
-}
-
-#[allow(clippy::cast_precision_loss, reason = "counts of one run")]
-fn each(count: u64) -> f64 {
-    count as f64 / (MANY - FEW) as f64
 }
 
 fn says(name: &str, what: &str, count: f64, limit: f64) -> bool {
@@ -79,97 +75,84 @@ fn says(name: &str, what: &str, count: f64, limit: f64) -> bool {
     held
 }
 
-#[derive(Debug)]
-struct Counted {
-    instructions: u64,
-    allocations: u64,
-    calls: u64,
+fn instructions_of(runtime: &Runtime, tulle: &Path, config: &str) -> Result<Cost> {
+    let served = runtime.block_on(Served::start(tulle, config, callgrind::UNDER))?;
+    callgrind::each(served.child.0.id(), served.work.path(), FEW, |requests| runtime.block_on(served.ask(requests)))
 }
 
-async fn count(tulle: &Path, config: &str, requests: usize) -> Result<Counted> {
-    let work = tempfile::tempdir()?;
-    let file = work.path().join("callgrind");
-    let mut valgrind = Command::new("valgrind");
-    valgrind.arg("--tool=callgrind").arg(format!("--callgrind-out-file={}", file.display())).arg(tulle);
-    serve(valgrind, work.path(), config, requests).await.context("under valgrind")?;
-    let profile = std::fs::read_to_string(&file).context("what callgrind wrote")?;
-    let instructions = number_after(&profile, "totals:").context("no totals in callgrind's file")?;
-    let calls = work.path().join("calls");
-    let mut strace = Command::new("strace");
-    strace.args(["-f", "-c", "-U", "calls,name", "-o"]).arg(&calls).arg(tulle);
-    serve(strace, work.path(), config, requests).await.context("under strace")?;
-    let table = std::fs::read_to_string(&calls).context("what strace wrote")?;
-    let total = table.lines().find(|line| line.trim_end().ends_with("total")).context("no total in strace's table")?;
-    let calls = total.split_whitespace().next().and_then(|number| number.parse().ok()).context("strace's total")?;
-    Ok(Counted { instructions, allocations: allocations(&profile), calls })
+fn calls_of(runtime: &Runtime, tulle: &Path, config: &str) -> Result<f64> {
+    let served = runtime.block_on(Served::start(tulle, config, &[]))?;
+    runtime.block_on(served.ask(FEW))?;
+    let count = |requests| strace::during(&[served.child.0.id()], || runtime.block_on(served.ask(requests)));
+    // The difference leaves out what the connections cost.
+    let (one, three) = (count(FEW)?, count(FEW * 3)?);
+    #[allow(clippy::cast_precision_loss, reason = "counts of one run")]
+    Ok(three.saturating_sub(one) as f64 / (FEW * 2) as f64)
 }
 
-fn number_after(text: &str, label: &str) -> Option<u64> {
-    text.lines().find_map(|line| line.strip_prefix(label)?.trim().parse().ok())
+/// A proxy that serves, before a backend in this process.
+struct Served {
+    child: Ending,
+    front: SocketAddr,
+    work: tempfile::TempDir,
+    _backend: Recorder,
 }
 
-/// Calls of the functions that allocate. In the file a name stands once, then its number.
-fn allocations(profile: &str) -> u64 {
-    let mut names: HashMap<&str, &str> = HashMap::new();
-    let (mut callee, mut count) = ("", 0);
-    for line in profile.lines() {
-        if let Some(reference) = line.strip_prefix("cfn=").or_else(|| line.strip_prefix("fn=")) {
-            let (id, name) = reference.split_once(' ').unwrap_or((reference, ""));
-            let known = names.entry(id).or_insert(name);
-            if line.starts_with('c') {
-                callee = known;
+impl Served {
+    /// Starts it behind the words of `under`, and waits until it answers.
+    async fn start(tulle: &Path, config: &str, under: &[&str]) -> Result<Self> {
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        let log = Arc::new(Log::default());
+        let backend = Recorder::start("backend", nowhere, Spoken::Http, Behaviour::default(), log).await?;
+        let (port, work) = (free_port()?, tempfile::tempdir()?);
+        let text = std::fs::read_to_string(config).with_context(|| config.to_owned())?;
+        let text = text
+            .replace("@PORT@", &port.to_string())
+            .replace("@ADMIN@", &free_port()?.to_string())
+            .replace("@BACKEND@", &backend.address().port().to_string())
+            .replace("@LOG@", &work.path().join("access.log").display().to_string());
+        let file = work.path().join("proxy.yaml");
+        std::fs::write(&file, text)?;
+        let mut words: Vec<_> =
+            under.iter().map(|word| word.replace("@WORK@", &work.path().display().to_string())).collect();
+        words.push(tulle.display().to_string());
+        let (program, arguments) = words.split_first().context("no program")?;
+        let mut command = Command::new(program);
+        command.args(arguments).arg("proxy").arg("-c").arg(&file).args(["--concurrency", "1"]);
+        let said = std::fs::File::create(work.path().join("said"))?;
+        let child = command.stdin(Stdio::null()).stdout(said.try_clone()?).stderr(said).spawn();
+        let child = Ending(child.with_context(|| format!("cannot start {program}"))?);
+        let front = SocketAddr::from(([127, 0, 0, 1], port));
+        let patience = Instant::now() + Duration::from_secs(60);
+        while Http1::new(front).send(&ask()).await.ok().flatten().is_none() {
+            if Instant::now() > patience {
+                bail!("it does not serve: {}", std::fs::read_to_string(work.path().join("said"))?);
             }
-        } else if let Some(calls) = line.strip_prefix("calls=")
-            && matches!(callee, "malloc" | "calloc" | "realloc" | "posix_memalign" | "aligned_alloc")
-        {
-            count += calls.split_whitespace().next().and_then(|calls| calls.parse::<u64>().ok()).unwrap_or(0);
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
+        Ok(Self { child, front, work, _backend: backend })
     }
-    count
-}
 
-/// Lets the proxy serve so many requests under a counting program, and end.
-async fn serve(mut command: Command, work: &Path, config: &str, requests: usize) -> Result<()> {
-    let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
-    let log = Arc::new(Log::default());
-    let backend = Recorder::start("backend", nowhere, Spoken::Http, Behaviour::default(), log).await?;
-    let (port, admin) = (free_port()?, free_port()?);
-    let text = std::fs::read_to_string(config).with_context(|| config.to_owned())?;
-    let text = text
-        .replace("@PORT@", &port.to_string())
-        .replace("@ADMIN@", &admin.to_string())
-        .replace("@BACKEND@", &backend.address().port().to_string())
-        .replace("@LOG@", &work.join("access.log").display().to_string());
-    let file = work.join("proxy.yaml");
-    std::fs::write(&file, text)?;
-    command.arg("proxy").arg("-c").arg(&file).args(["--concurrency", "1"]);
-    let said = std::fs::File::create(work.join("said"))?;
-    let child = command.stdin(Stdio::null()).stdout(said.try_clone()?).stderr(said).spawn();
-    let mut child = Ending(child.with_context(|| format!("cannot start {:?}", command.get_program()))?);
-    let to = SocketAddr::from(([127, 0, 0, 1], port));
-    let patience = Instant::now() + Duration::from_secs(60);
-    while Http1::new(to).send(&ask()).await.ok().flatten().is_none() {
-        if Instant::now() > patience {
-            bail!("it does not serve: {}", std::fs::read_to_string(work.join("said"))?);
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    let lanes = (0..LANES).map(|_| {
-        tokio::spawn(async move {
-            let mut connection = Http1::new(to);
-            for _ in 0..requests / LANES {
-                match connection.send(&ask()).await {
-                    Ok(Some(reply)) if reply.status == 200 => {}
-                    other => bail!("a request failed: {other:?}"),
+    /// Makes so many requests; each must be answered well.
+    async fn ask(&self, requests: usize) -> Result<()> {
+        let to = self.front;
+        let lanes = (0..LANES).map(|_| {
+            tokio::spawn(async move {
+                let mut connection = Http1::new(to);
+                for _ in 0..requests / LANES {
+                    match connection.send(&ask()).await {
+                        Ok(Some(reply)) if reply.status == 200 => {}
+                        other => bail!("a request failed: {other:?}"),
+                    }
                 }
-            }
-            Ok(())
-        })
-    });
-    for lane in futures_util::future::join_all(lanes).await {
-        lane??;
+                Ok(())
+            })
+        });
+        for lane in futures_util::future::join_all(lanes).await {
+            lane??;
+        }
+        Ok(())
     }
-    child.end(admin).await
 }
 
 fn ask() -> Ask {
@@ -188,28 +171,6 @@ fn free_port() -> Result<u16> {
 
 /// A program that must not outlive the measurement.
 struct Ending(Child);
-
-impl Ending {
-    /// Asks the proxy to end, so that who counts writes down what it counted.
-    async fn end(&mut self, admin: u16) -> Result<()> {
-        let quit = Ask {
-            method: "POST".to_owned(),
-            path: "/quitquitquit".to_owned(),
-            authority: format!("127.0.0.1:{admin}"),
-            headers: Vec::new(),
-            body: Vec::new(),
-        };
-        let _ = Http1::new(SocketAddr::from(([127, 0, 0, 1], admin))).send(&quit).await;
-        let patience = Instant::now() + Duration::from_secs(30);
-        while self.0.try_wait()?.is_none() {
-            if Instant::now() > patience {
-                bail!("the proxy does not end");
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        Ok(())
-    }
-}
 
 impl Drop for Ending {
     fn drop(&mut self) {

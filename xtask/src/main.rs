@@ -6,6 +6,7 @@ mod cases;
 mod ci;
 mod corpus;
 mod cost;
+mod counted;
 mod demo;
 mod deny;
 mod docs;
