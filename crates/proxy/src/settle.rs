@@ -59,8 +59,13 @@ fn header(line: &str, program: &str) -> Option<Option<Mapping>> {
     Some(clean.then_some(Mapping { begin, end }))
 }
 
-#[allow(unsafe_code, reason = "the allocator's own function; it touches nothing that is in use")]
+#[allow(unsafe_code, reason = "the allocators' own functions; they touch nothing that is in use")]
 fn trim() {
+    // SAFETY: takes no pointer and may be called at any time from any thread, whichever allocator the program has.
+    unsafe {
+        libmimalloc_sys::mi_collect(true);
+    }
+    // Cryptography asks the C library.
     #[cfg(target_env = "gnu")]
     // SAFETY: takes no pointer and may be called at any time from any thread.
     unsafe {
