@@ -50,6 +50,9 @@ pub enum Canonical {
 /// Makes a path (with its query) canonical. Targets that do not begin with a slash (`*`, CONNECT) stay as they are.
 #[must_use]
 pub fn canonical(path: &str, options: &PathOptions) -> Canonical {
+    if is_plain(path) {
+        return Canonical::Same;
+    }
     if path.contains('#') {
         return Canonical::Reject("path_with_fragment");
     }
@@ -92,6 +95,9 @@ pub fn canonical(path: &str, options: &PathOptions) -> Canonical {
 #[must_use]
 pub fn authority<'h>(authority: &'h str, options: &PathOptions, own_port: u16) -> Cow<'h, str> {
     let mut result = Cow::Borrowed(authority);
+    if !(options.strip_trailing_dot || options.strip_any_port || options.strip_matching_port) {
+        return result;
+    }
     let bare = crate::routes::without_port(authority);
     let port = authority.get(bare.len()..).and_then(|rest| rest.strip_prefix(':'));
     if let Some(bare) = bare.strip_suffix('.').filter(|_| options.strip_trailing_dot) {
@@ -145,7 +151,27 @@ fn unescape_slashes(path: &str, action: EscapedSlashes) -> Option<String> {
     changed.then_some(out)
 }
 
-/// Whether normalisation would change nothing: the fast way out for nearly every request.
+/// Whether there is nothing in a path that any option would look at twice: the fast way out for nearly every request.
+fn is_plain(path: &str) -> bool {
+    let (mut before, mut in_query) = (b' ', false);
+    let plain = path.bytes().all(|byte| {
+        let plain = match byte {
+            b'#' => false,
+            _ if in_query => true,
+            b'/' | b'.' => before != b'/',
+            b'?' => {
+                in_query = true;
+                true
+            }
+            _ => byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'~'),
+        };
+        before = byte;
+        plain
+    });
+    plain && path.starts_with('/')
+}
+
+/// Whether normalisation would change nothing.
 fn is_normal(path: &str) -> bool {
     let bytes = path.as_bytes();
     let plain = bytes.iter().all(|b| keeps(*b) && *b != b'%');
@@ -306,6 +332,17 @@ mod tests {
         }
         for path in ["/%zz", "/100%", "/%+1", "/a%%zz"] {
             assert_eq!(changed(path), path);
+        }
+    }
+
+    #[test]
+    fn plain_paths_are_those_that_no_option_would_change() {
+        for path in ["/", "/a", "/a.b/c-d_e~f/", "/a?b=/../%2f//", "/a/?"] {
+            assert!(is_plain(path), "{path}");
+        }
+        for path in ["", "*", "a/b", "//", "/.", "/a/../b", "/a//b", "/a%2fb", "/a#b", "/a?b#c", r"/a\b", "/é", "/a b"]
+        {
+            assert!(!is_plain(path), "{path}");
         }
     }
 

@@ -94,7 +94,7 @@ pub fn canonical(shared: &HttpConnection, parts: request::Parts) -> Result<Head,
     let seen = Seen::of(&headers);
     check_version(manager, version)?;
     check_headers(manager, version, seen, &mut headers)?;
-    let authority = authority(manager, connection, &uri, version, &method, &mut headers)?;
+    let authority = authority(shared, &uri, version, &method, &mut headers)?;
     let mut upgrade = hop_by_hop(version, seen, &mut headers);
     if method == Method::CONNECT {
         upgrade = Some(CONNECT.to_owned());
@@ -182,13 +182,13 @@ fn check_length(version: Version, headers: &mut HeaderMap) -> Result<(), LocalRe
 }
 
 fn authority(
-    manager: &HttpManager,
-    connection: &ConnectionFacts,
+    shared: &HttpConnection,
     uri: &Uri,
     version: Version,
     method: &Method,
     headers: &mut HeaderMap,
 ) -> Result<Text, LocalReply> {
+    let manager = &shared.manager;
     let missing = || refuse(StatusCode::BAD_REQUEST, "missing_host_header");
     let bad = || malformed(StatusCode::BAD_REQUEST, "http.invalid_authority");
     let mut hosts = headers.get_all(header::HOST).iter();
@@ -199,7 +199,7 @@ fn authority(
     let named = match (uri.authority(), host) {
         // A target in absolute form wins over the Host header (RFC 9112 section 3.2.2).
         (Some(authority), _) => Text::Authority(authority.clone()),
-        (None, Some(host)) => host.to_str().map_err(|_| bad())?.into(),
+        (None, Some(host)) => shared.named(host.to_str().map_err(|_| bad())?),
         (None, None) if version == Version::HTTP_10 => {
             manager.http1.default_host_for_http_10.as_deref().ok_or_else(missing)?.into()
         }
@@ -214,7 +214,7 @@ fn authority(
     if host.is_some() {
         headers.remove(header::HOST);
     }
-    let stripped = match engine::path::authority(&named, &manager.path, connection.local.port()) {
+    let stripped = match engine::path::authority(&named, &manager.path, shared.downstream.facts.local.port()) {
         Cow::Borrowed(same) if same.len() == named.len() => None,
         other => Some(other.into_owned()),
     };

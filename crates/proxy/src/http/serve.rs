@@ -24,6 +24,7 @@ use super::alarm::Alarm;
 use super::body::Incoming as Coming;
 use super::respond::DownBody;
 use super::stalled::Streams;
+use super::text::Text;
 use super::tunnel::Side;
 use super::{arrive, exchange, malformed};
 use crate::door::connection::Connection;
@@ -59,6 +60,8 @@ pub struct HttpConnection {
     pub certificate: Option<HeaderValue>,
     /// The logs and counters of its chain.
     pub site: Option<Rc<Site>>,
+    /// The host that was last asked for.
+    pub authority: RefCell<Text>,
     /// What the peer said of itself last.
     pub peer: RefCell<PeerMetadata>,
     /// It speaks HTTP/2.
@@ -93,6 +96,7 @@ pub async fn run(worker: &Rc<Worker>, connection: Connection, manager: &Arc<Http
         downstream: Arc::clone(&connection.downstream),
         certificate: arrive::certificate(manager, &connection.downstream),
         site: worker.tally.site(&connection.downstream),
+        authority: RefCell::new(Text::from("")),
         peer: RefCell::default(),
         h2,
         active: Cell::new(0),
@@ -125,6 +129,15 @@ pub async fn run(worker: &Rc<Worker>, connection: Connection, manager: &Arc<Http
 }
 
 impl HttpConnection {
+    /// The host that is asked for; most clients ask for the same one again.
+    pub fn named(&self, host: &str) -> Text {
+        let mut last = self.authority.borrow_mut();
+        if **last != *host {
+            *last = host.into();
+        }
+        last.clone()
+    }
+
     /// What the logs of the chain read beyond what every record has.
     pub fn wants(&self) -> Wants {
         self.site.as_ref().map(|site| site.wants()).unwrap_or_default()
