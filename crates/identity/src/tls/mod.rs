@@ -74,3 +74,17 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
         text
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn aes_128_comes_first_in_each_version() {
+        let suites: Vec<_> = provider().cipher_suites.iter().map(|suite| suite.suite()).collect();
+        assert_eq!(suites.first(), Some(&CipherSuite::TLS13_AES_128_GCM_SHA256));
+        let newer = provider().cipher_suites.iter().take_while(|suite| suite.tls13().is_some()).count();
+        assert_eq!(newer, 3, "those of TLS 1.3 stand together: {suites:?}");
+        assert!(suites.get(newer).is_some_and(|suite| is_aes_128(*suite)), "{suites:?}");
+    }
+}
