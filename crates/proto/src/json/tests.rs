@@ -69,6 +69,17 @@ fn a_bootstrap_round_trips_through_yaml_and_json() {
 }
 
 #[test]
+fn keys_of_any_length_are_read_again() {
+    for length in [1, 900, 1000, 1023, 1024, 5000] {
+        let key = "k".repeat(length);
+        let value = json!({"id": "a", "metadata": {&key: 1, "z": {&key: [1, {&key: {"x": 2}}], "y": {&key: {}}}}});
+        let node: Node = parse(&value.to_string(), Format::Json).expect("a node");
+        let yaml = to_yaml(&node);
+        assert_eq!(parse::<Node>(&yaml, Format::Yaml), Ok(node), "{yaml}");
+    }
+}
+
+#[test]
 fn values_take_their_canonical_form() {
     let (bootstrap, _) = parse_bootstrap(BOOTSTRAP, Format::Yaml).expect("a good bootstrap");
     let json = to_json(&bootstrap);

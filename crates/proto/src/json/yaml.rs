@@ -139,6 +139,9 @@ fn plain(text: Cow<'_, str>) -> Value {
     }
 }
 
+/// A key of 1024 characters or more must say that it is one (YAML 1.2 section 7.4.2).
+const LONG_KEY: usize = 1000;
+
 /// Writes a JSON value in YAML's block notation, so that [`parse`] reads the same value.
 pub(super) fn print(value: &serde_json::Value) -> String {
     let mut out = String::new();
@@ -157,8 +160,12 @@ fn block(out: &mut String, value: &serde_json::Value, indent: usize) {
                 if at > 0 {
                     let _ = write!(out, "{:indent$}", "");
                 }
-                out.push_str(&scalar(key));
-                out.push(':');
+                let key = scalar(key);
+                if key.len() > LONG_KEY {
+                    let _ = write!(out, "? {key}\n{:indent$}:", "");
+                } else {
+                    let _ = write!(out, "{key}:");
+                }
                 entry(out, value, indent);
             }
         }
