@@ -212,7 +212,9 @@ impl Conn {
         let closing = parts.headers.get(header::CONNECTION).is_some_and(|value| value == "close");
         // Who still waits for leave to send will perhaps not send, perhaps send: nobody can tell.
         let unsure = self.expects.get() && !self.decoder.borrow().is_done();
-        let keep = asked.keep && !closing && !shared.closing.get() && !unsure;
+        // And who was too slow for this request is not waited for.
+        let slow = parts.status == StatusCode::REQUEST_TIMEOUT;
+        let keep = asked.keep && !closing && !shared.closing.get() && !unsure && !slow;
         let (mut encoder, keep) = self.write_head(shared, asked, &parts, &body, keep, tunnel);
         super::recycle(parts.headers);
         let written = poll_fn(|cx| {
