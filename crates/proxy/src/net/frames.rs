@@ -17,11 +17,17 @@ const BYTES_FOR_ONE: f64 = 1024.0;
 /// A head of so many bytes, compressed, is usual.
 const LONG_HEAD: usize = 4096;
 /// Frames that a peer may have served before others have their turn.
-const TURN: u32 = 64;
+const TURN: usize = 64;
+/// So many bytes of a header block are as much work as a frame.
+const BLOCK: usize = 256;
+/// A request is as much work as so many of them.
+const WORK: usize = 8;
 /// Who has used up so much of its allowance is read in small pieces: what was read is served in one go.
 const SPENT: f64 = 100.0;
-/// Such a piece, in bytes.
+/// The largest such piece, in bytes.
 pub const PIECE: usize = 1024;
+/// A piece of who takes its requests back: each of them goes as far as a server before it is worth nothing.
+const REGRET: usize = 128;
 /// A request earns this, and a reset costs more: who takes back more than a third of what it asks for is cut off, after 500
 /// (Envoy's number) at the latest where it takes back all.
 const REQUEST: f64 = 2.0;
@@ -40,7 +46,9 @@ pub struct Frames {
     allowance: f64,
     filled: Option<Instant>,
     /// Frames of the turn under way.
-    turn: u32,
+    turn: usize,
+    /// The allowance is spent on requests that were taken back.
+    regrets: bool,
 }
 
 /// The peer keeps us busy for nothing.
@@ -60,7 +68,7 @@ impl Frames {
     }
 
     fn after(preface: usize) -> Self {
-        Self { preface, head: [0; HEAD], have: 0, payload: 0, allowance: MOST, filled: None, turn: 0 }
+        Self { preface, head: [0; HEAD], have: 0, payload: 0, allowance: MOST, filled: None, turn: 0, regrets: false }
     }
 
     /// Bytes came from the peer.
@@ -105,9 +113,9 @@ impl Frames {
         self.turn = 0;
     }
 
-    /// Whether this peer is to be read in pieces of [`PIECE`].
-    pub fn is_suspect(&self) -> bool {
-        self.allowance < MOST - SPENT
+    /// In pieces of which size this peer is to be read; `None`: of any.
+    pub fn piece(&self) -> Option<usize> {
+        (self.allowance < MOST - SPENT).then_some(if self.regrets { REGRET } else { PIECE })
     }
 
     /// Bytes went to the peer.
@@ -119,7 +127,12 @@ impl Frames {
         let [a, b, c, kind, ..] = self.head;
         let length = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
         self.payload = length;
-        self.turn += 1;
+        self.turn += match kind {
+            1 => WORK + length / BLOCK,
+            9 => 1 + length / BLOCK,
+            _ => 1,
+        };
+        self.regrets = kind == 3 || (self.regrets && self.piece().is_some());
         let change = match kind {
             // DATA; h2 bounds empty ones.
             0 if length > 0 => 1.0,
@@ -169,6 +182,26 @@ mod tests {
         assert!(borne(&[(1, 10), (3, 4)]) < 520, "rapid reset: {}", borne(&[(1, 10), (3, 4)]));
         assert_eq!(borne(&[(1, 10), (0, 100), (8, 4), (6, 8)]), 20_000, "calls with a ping and a window each");
         assert_eq!(borne(&[(1, 10), (1, 10), (1, 10), (3, 4)]), 20_000, "every third call is taken back");
+    }
+
+    #[test]
+    fn turns_end_and_who_spends_is_read_in_pieces() {
+        let mut frames = Frames::of_server();
+        let mut after = |count: usize, kind: u8| {
+            assert_eq!(frames.came(&frame(kind, 8).repeat(count)), Ok(()));
+            (frames.passes_turn(), frames.piece())
+        };
+        assert_eq!(after(63, 6), (false, None));
+        assert_eq!(after(1, 6), (true, None), "the turn is over");
+        assert_eq!(after(8, 1), (true, None), "eight requests are as much");
+        assert_eq!(after(130, 6), (true, Some(PIECE)));
+        assert_eq!(after(2, 3), (false, Some(REGRET)));
+        assert_eq!(after(7, 1), (false, Some(REGRET)));
+        assert_eq!(after(80, 0), (true, None), "what is asked and sent makes up for it");
+        frames.came(&frame(6, 8).repeat(63)).unwrap();
+        frames.rests();
+        assert_eq!(frames.came(&frame(6, 8)), Ok(()));
+        assert!(!frames.passes_turn(), "silence begins another turn");
     }
 
     #[test]

@@ -331,9 +331,9 @@ impl Ahead {
             let _ = pin!(tokio::task::yield_now()).poll(cx);
             return Poll::Pending;
         }
-        let read = if frames.is_suspect() {
+        let read = if let Some(size) = frames.piece() {
             let mut piece = [0; PIECE];
-            let mut piece = ReadBuf::new(piece.get_mut(..buf.remaining().min(PIECE)).unwrap_or_default());
+            let mut piece = ReadBuf::new(piece.get_mut(..buf.remaining().min(size)).unwrap_or_default());
             let read = Pin::new(&mut self.stream).poll_read(cx, &mut piece);
             buf.put_slice(piece.filled());
             read
