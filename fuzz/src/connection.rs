@@ -20,20 +20,20 @@ static SERVED: AtomicUsize = AtomicUsize::new(0);
 static SENT: AtomicUsize = AtomicUsize::new(0);
 /// The server could not read what the proxy sent.
 static BROKEN: AtomicUsize = AtomicUsize::new(0);
+/// Panics of the proxy's workers.
+static PANICS: AtomicUsize = AtomicUsize::new(0);
 
 /// Sockets are files here: a million connections would use up the ports.
-const BOOTSTRAP: &str = r#"
-static_resources:
-  listeners:
-  - name: in
-    address: {pipe: {path: IN}}
+const LISTENER: &str = r#"
+  - name: CODEC
+    address: {pipe: {path: PLACE}}
     filter_chains:
     - filters:
       - name: http
         typed_config:
           "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
           stat_prefix: in
-          codec_type: HTTP1
+          codec_type: CODEC
           http_protocol_options: {accept_http_10: true, default_host_for_http_10: old.test}
           route_config:
             virtual_hosts:
@@ -43,24 +43,51 @@ static_resources:
               - {match: {prefix: /here}, direct_response: {status: 200, body: {inline_string: here}}}
               - {match: {prefix: /}, route: {cluster: server}}
           http_filters: [{name: r, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}]
-  clusters:
+"#;
+const CLUSTER: &str = r"
   - name: server
     connect_timeout: 5s
-    load_assignment: {cluster_name: server, endpoints: [{lb_endpoints: [{endpoint: {address: {pipe: {path: SERVER}}}}]}]}
-"#;
+    load_assignment: {cluster_name: server, endpoints: [{lb_endpoints: [{endpoint: {address: {pipe: {path: PLACE}}}}]}]}
+";
 
-/// The bytes in pieces, then the end. The server never reads more whole requests than the bytes have, never one that it
-/// cannot read, and the connection ends.
-pub(crate) fn connection(data: &[u8]) {
+/// HTTP/1: the bytes in pieces, then the end.
+pub(crate) fn http1(data: &[u8]) {
     let Some((size, data)) = data.split_first() else { return };
-    let at = world();
     let (sent, _) = probe::requests(data, usize::MAX);
     SENT.fetch_add(sent.len(), Ordering::SeqCst);
+    let answers = exchange(&world().http1, *size, data);
+    if sent.iter().all(|request| *request.method() == Method::GET) {
+        readable(&answers, sent.len());
+    }
+}
+
+/// HTTP/2: frames behind a preface and settings.
+pub(crate) fn http2(data: &[u8]) {
+    let Some((size, data)) = data.split_first() else { return };
+    SENT.fetch_add(heads(data), Ordering::SeqCst);
+    let before: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    exchange(&world().http2, *size, &[before, data].concat());
+}
+
+/// HEADERS frames, each of which may be a request.
+fn heads(mut frames: &[u8]) -> usize {
+    let mut count = 0;
+    while let [a, b, c, kind, ..] = *frames {
+        count += usize::from(kind == 1);
+        let length = 9 + usize::from(a) * 65536 + usize::from(b) * 256 + usize::from(c);
+        frames = frames.get(length..).unwrap_or_default();
+    }
+    count
+}
+
+/// Says the bytes and reads all that comes. The server never reads more whole requests than the bytes have, never one that it
+/// cannot read; the connection ends; and nothing panics, on whatever thread.
+fn exchange(at: &Path, size: u8, data: &[u8]) -> Vec<u8> {
     let stream = UnixStream::connect(at).expect("the proxy takes connections");
     stream.set_read_timeout(Some(LIMIT)).expect("a limit");
     let answers = std::thread::scope(|scope| {
         scope.spawn(|| {
-            for piece in data.chunks(usize::from(*size).max(data.len() / 16).max(1)) {
+            for piece in data.chunks(usize::from(size).max(data.len() / 16).max(1)) {
                 if (&stream).write_all(piece).is_err() {
                     break;
                 }
@@ -73,12 +100,11 @@ pub(crate) fn connection(data: &[u8]) {
             _ => answers,
         }
     });
+    assert_eq!(PANICS.load(Ordering::SeqCst), 0, "the proxy panicked");
     assert_eq!(BROKEN.load(Ordering::SeqCst), 0, "the server could not read what it got");
     let (served, all) = (SERVED.load(Ordering::SeqCst), SENT.load(Ordering::SeqCst));
     assert!(served <= all, "{served} requests reached the server, {all} were sent");
-    if sent.iter().all(|request| *request.method() == Method::GET) {
-        readable(&answers, sent.len());
-    }
+    answers
 }
 
 /// The client can read every answer, and there are no more of them than requests, and one for what is none.
@@ -89,26 +115,42 @@ fn readable(answers: &[u8], sent: usize) {
     assert!(last <= sent + 1, "{last} answers to {sent} requests");
 }
 
-/// Where the proxy listens.
-fn world() -> &'static Path {
-    static WORLD: OnceLock<(PathBuf, Proxy)> = OnceLock::new();
-    let (at, _) = WORLD.get_or_init(|| {
+struct World {
+    http1: PathBuf,
+    http2: PathBuf,
+    _proxy: Proxy,
+}
+
+/// The one proxy of this process, and where it listens.
+fn world() -> &'static World {
+    static WORLD: OnceLock<World> = OnceLock::new();
+    WORLD.get_or_init(|| {
+        // A panic on a worker ends only its connection, which nobody would notice here.
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if std::thread::current().name().is_some_and(|name| name.starts_with("worker-")) {
+                PANICS.fetch_add(1, Ordering::SeqCst);
+            }
+            hook(panic);
+        }));
         let place = |name: &str| std::env::temp_dir().join(format!("tulle-fuzz-{}-{name}", std::process::id()));
-        let (at, server) = (place("in"), place("server"));
+        let (http1, http2, server) = (place("in1"), place("in2"), place("server"));
         let _ = std::fs::remove_file(&server);
-        let listener = UnixListener::bind(&server).expect("the server's socket");
+        let open = UnixListener::bind(&server).expect("the server's socket");
         std::thread::spawn(move || {
-            for stream in listener.incoming().map_while(Result::ok) {
+            for stream in open.incoming().map_while(Result::ok) {
                 std::thread::spawn(move || serve(&stream));
             }
         });
-        let text = BOOTSTRAP.replace("IN", &at.display().to_string()).replace("SERVER", &server.display().to_string());
+        let at = |text: &str, place: &Path| text.replace("PLACE", &place.display().to_string());
+        let listener = |codec: &str, place: &Path| at(LISTENER, place).replace("CODEC", codec);
+        let listeners = listener("HTTP1", &http1) + &listener("HTTP2", &http2);
+        let text = format!("static_resources:\n  listeners:{listeners}  clusters:{}", at(CLUSTER, &server));
         let (bootstrap, _) = parse_bootstrap(&text, Format::Yaml).expect("the bootstrap");
         let proxy = Proxy::start(Settings::new(bootstrap)).expect("the proxy");
         assert!(proxy.wait_ready(LIMIT), "the proxy is not ready");
-        (at, proxy)
-    });
-    at
+        World { http1, http2, _proxy: proxy }
+    })
 }
 
 /// Answers everything that it can read, and reads with little patience.
