@@ -247,6 +247,46 @@ proptest! {
     }
 }
 
+/// Who gets through to what, where these policies deny and these allow; no list of allowing policies allows everything.
+fn passing(deny: &[String], allow: Option<&[String]>) -> Vec<bool> {
+    let filter = |action: &str, policies: &[String]| {
+        let named: Vec<String> = policies.iter().enumerate().map(|(at, policy)| format!("p{at}: {policy}")).collect();
+        format!(
+            "- name: {action}\n  typed_config:\n    '@type': {RBAC}\n    rules: {{action: {action}, policies: {{{}}}}}\n",
+            named.join(", ")
+        )
+    };
+    let allow = allow.map(|policies| filter("ALLOW", policies)).unwrap_or_default();
+    let world = World::new(ALL, &format!("{}{allow}", filter("DENY", deny)));
+    let asks = ["/a", "/b", "/ab", "/c"].into_iter().flat_map(|path| {
+        let plain = move || Ask::new(&format!("GET x{path}"));
+        [plain(), plain().by("a"), plain().by("ab"), plain().by("spiffe://td/ns/a/sa/x")]
+    });
+    asks.map(|ask| line(&world, &ask) == "a").collect()
+}
+
+/// Whoever passes on the left passes on the right.
+fn within(left: &[bool], right: &[bool]) -> bool {
+    left.iter().zip(right).all(|(left, right)| !left || *right)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    #[test]
+    fn more_rules_change_what_passes_in_one_direction(
+        deny in proptest::collection::vec(policy(), 1..4),
+        allow in proptest::collection::vec(policy(), 1..4),
+        more in policy(),
+    ) {
+        let both = passing(&deny, Some(&allow));
+        prop_assert!(within(&both, &passing(&deny, None)), "an allowing policy opens what is denied");
+        let wider = [allow.as_slice(), std::slice::from_ref(&more)].concat();
+        prop_assert!(within(&both, &passing(&deny, Some(&wider))), "one more allowing policy closes something");
+        let stricter = [deny.as_slice(), std::slice::from_ref(&more)].concat();
+        prop_assert!(within(&passing(&stricter, Some(&allow)), &both), "one more denying policy opens something");
+    }
+}
+
 #[test]
 fn each_value_of_a_header_is_looked_at_alone() {
     let rules = |action: &str, rule: &str| {
