@@ -210,10 +210,11 @@ impl Conn {
         let tunnel = parts.status == StatusCode::SWITCHING_PROTOCOLS
             || (asked.method == Method::CONNECT && parts.status.is_success());
         let closing = parts.headers.get(header::CONNECTION).is_some_and(|value| value == "close");
+        let whole = self.decoder.borrow().is_done();
         // Who still waits for leave to send will perhaps not send, perhaps send: nobody can tell.
-        let unsure = self.expects.get() && !self.decoder.borrow().is_done();
-        // And who was too slow for this request is not waited for.
-        let slow = parts.status == StatusCode::REQUEST_TIMEOUT;
+        let unsure = self.expects.get() && !whole;
+        // And whoever was too slow with this request is not waited for.
+        let slow = !whole && matches!(parts.status, StatusCode::REQUEST_TIMEOUT | StatusCode::GATEWAY_TIMEOUT);
         let keep = asked.keep && !closing && !shared.closing.get() && !unsure && !slow;
         let (mut encoder, keep) = self.write_head(shared, asked, &parts, &body, keep, tunnel);
         super::recycle(parts.headers);
