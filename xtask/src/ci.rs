@@ -32,6 +32,7 @@ const STEPS: &[Step] = &[
     ("scenarios-envoy", || scenarios(&["--judge", "envoy"])),
     ("rbac-envoy", || xtask(&["rbac", "--pairs", "30000"])),
     ("cost", || xtask(&["cost", "--tulle", "target/debug/tulle"])),
+    ("floods", || xtask(&["floods", "--short", "--tulle", "target/debug/tulle"])),
     ("interop", || xtask(&["interop"])),
     ("demo-loopback", || demo::check("loopback")),
     ("demo-userns", || demo::check("userns")),

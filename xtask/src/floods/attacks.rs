@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -28,12 +29,21 @@ pub(super) struct Attack {
     pub(super) limit: Option<u64>,
     /// The good client may have to try again.
     pub(super) patient: bool,
+    /// Heads that become more than they were on the wire: memory is held against what was sent.
+    pub(super) bomb: bool,
 }
+
+/// What all attackers have sent so far, bytes.
+pub(super) static SENT: AtomicU64 = AtomicU64::new(0);
 
 type Running = Pin<Box<dyn Future<Output = Option<Duration>> + Send>>;
 
 const fn attack(name: &'static str, connections: usize, run: fn(Instant) -> Running) -> Attack {
-    Attack { name, connections, run, must_be_cut: true, limit: None, patient: false }
+    Attack { name, connections, run, must_be_cut: true, limit: None, patient: false, bomb: false }
+}
+
+const fn bomb(name: &'static str, connections: usize, run: fn(Instant) -> Running) -> Attack {
+    Attack { bomb: true, ..attack(name, connections, run) }
 }
 
 /// All of them.
@@ -51,7 +61,7 @@ pub(super) const ATTACKS: &[Attack] = &[
         };
         Box::pin(flood(end, begin(&[]), move |n| pair(2 * n + 1)))
     }),
-    attack("continuation", 4, |end| {
+    bomb("continuation", 4, |end| {
         let first = [begin(&[]), frame(HEADERS, 0, 1, &block(false, "/"))].concat();
         Box::pin(flood(end, first, |_| frame(CONTINUATION, 0, 1, &[0, 1, b'x', 1, b'y'])))
     }),
@@ -76,9 +86,9 @@ pub(super) const ATTACKS: &[Attack] = &[
     attack("silence", 50, |end| Box::pin(silence(end))),
     attack("garbage", 8, |end| Box::pin(flood(end, vec![0xff; 9], |n| n.to_be_bytes().repeat(64)))),
     attack("garbage-tls", 8, |end| Box::pin(garbage_tls(end))),
-    attack("header-bomb", 4, |end| Box::pin(compression_bomb(end))),
-    attack("cookie-crumbs", 4, |end| Box::pin(crumbs(end))),
-    attack("long-head", 8, |end| Box::pin(flood(end, b"GET / HTTP/1.1\r\nhost: a\r\n".to_vec(), long_header))),
+    bomb("header-bomb", 4, |end| Box::pin(compression_bomb(end))),
+    bomb("cookie-crumbs", 4, |end| Box::pin(crumbs(end))),
+    bomb("long-head", 8, |end| Box::pin(flood(end, b"GET / HTTP/1.1\r\nhost: a\r\n".to_vec(), long_header))),
     Attack { must_be_cut: false, ..attack("storm", 8, |end| Box::pin(storm(end))) },
     Attack {
         must_be_cut: false,
@@ -145,6 +155,7 @@ async fn pour(writer: &mut OwnedWriteHalf, first: &[u8], next: &mut impl FnMut(u
         if let Err(error) = writer.write_all(&bytes).await {
             return error;
         }
+        SENT.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         tokio::task::yield_now().await;
     }
 }

@@ -1,27 +1,33 @@
 //! `cargo xtask floods`: hostile clients against a running proxy, and what a good client feels of them.
 //!
 //! For each attack: the good client's 99th percentile stays within three times what it was before, the proxy's memory
-//! grows by at most 10 MB, every attacker is cut off within two seconds, and the proxy goes on running.
+//! grows by at most 10 MB, every attacker is cut off within two seconds, the proxy uses at most three times the processor
+//! time of its attackers, and goes on running.
 
+mod attackers;
 mod attacks;
 mod backend;
 mod frames;
 mod goodput;
 mod world;
 
-use std::path::{Path, PathBuf};
+use std::future::Future;
+use std::path::PathBuf;
+use std::pin::pin;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use tokio::runtime::Handle;
 
 use crate::cases;
-use attacks::{ATTACKS, Attack};
-use world::{Good, Proxy};
+use attackers::Attackers;
+use attacks::{ATTACKS, Attack, SENT};
+use world::{Felt, Good, Proxy};
 
 /// Attack a proxy in every known way and watch a good client
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  cargo xtask floods\n  cargo xtask floods --seconds 1 --only ping,zero-window")]
+#[command(after_help = "Examples:\n  cargo xtask floods\n  cargo xtask floods --seconds 1 --only ping,zero-window\n  \
+    cargo xtask floods --short")]
 pub(crate) struct Args {
     /// How long each attack lasts, and how long the time before it is measured
     #[arg(long, default_value_t = 4)]
@@ -29,6 +35,10 @@ pub(crate) struct Args {
     /// Run only these attacks
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
+    /// Only until each attacker was cut off once, and without anything that other load on the machine can spoil: no
+    /// percentiles, no goodput
+    #[arg(long)]
+    short: bool,
     /// Use this `tulle` instead of building one
     #[arg(long, value_name = "PATH")]
     tulle: Option<PathBuf>,
@@ -38,11 +48,18 @@ pub(crate) struct Args {
 const GOODPUT: &str = "goodput";
 /// The most that memory may grow.
 const MOST_GROWTH: u64 = 10 << 20;
+/// And of a bomb, times what was sent.
+const MOST_UNFOLDED: u64 = 10;
 /// How much slower a good client may be served; and below this nobody feels it, whatever it was before.
 const MOST_SLOWER: u32 = 3;
-const UNFELT: Duration = Duration::from_millis(20);
+const UNFELT: Duration = Duration::from_millis(2);
 /// How long an attacker may stay.
 const MOST_STAY: Duration = Duration::from_secs(2);
+/// The same where other load counts too.
+const SHORT_STAY: Duration = Duration::from_secs(15);
+/// The most of the attackers' processor time that the proxy may use, and what is not worth dividing.
+const MOST_CPU: f64 = 3.0;
+const LITTLE_CPU: Duration = Duration::from_millis(300);
 /// A machine that does other things too may disturb one try, not each of these.
 const TRIES: usize = 3;
 
@@ -56,108 +73,210 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     cases::raise_loopback()?;
     // It has a runtime of its own, which cannot be made within another.
     backend::start()?;
-    // Attackers have the processor only when nobody else wants it: in the world they are other machines.
-    let attackers = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .on_thread_start(|| {
-            let _ = rustix::process::nice(19);
-        })
-        .build()?;
+    let attackers = Attackers::new(!args.short)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let done = runtime.block_on(all(args, tulle, attackers.handle()));
-    attackers.shutdown_background();
+    let done = runtime.block_on(all(args, tulle, &attackers));
+    attackers.end();
     done
 }
 
-async fn all(args: &Args, tulle: PathBuf, attackers: &Handle) -> Result<bool> {
+async fn all(args: &Args, tulle: PathBuf, attackers: &Attackers) -> Result<bool> {
     let mut failed = Vec::new();
-    println!("{:<16} {:>9} {:>9} {:>9} {:>8} {:>6}", "attack", "before", "p99", "memory", "cut", "CPU");
-    for attack in ATTACKS.iter().filter(|a| args.only.is_empty() || args.only.iter().any(|only| only == a.name)) {
+    let time = Duration::from_secs(args.seconds);
+    let wanted = |name: &str| args.only.is_empty() || args.only.iter().any(|only| only == name);
+    println!(
+        "{:<16} {:>9} {:>9} {:>9} {:>8} {:>6} {:>9}",
+        "attack", "before", "p99", "memory", "cut", "CPU", "attackers"
+    );
+    for attack in ATTACKS.iter().filter(|attack| wanted(attack.name)) {
         let mut wrong = Vec::new();
-        for _ in 0..TRIES {
-            wrong = one(attack, &tulle, Duration::from_secs(args.seconds), attackers).await?;
+        for _ in 0..if args.short { 1 } else { TRIES } {
+            let proxy = Proxy::start(&tulle, attack.limit).await?;
+            wrong = if args.short {
+                short(attack, proxy, attackers).await?
+            } else {
+                one(attack, proxy, time, attackers).await?
+            };
             if wrong.is_empty() {
                 break;
             }
+            println!("again {}: {}", attack.name, wrong.join("; "));
         }
         if !wrong.is_empty() {
             println!("FAILED {}: {}", attack.name, wrong.join("; "));
             failed.push(attack.name);
         }
     }
-    if (args.only.is_empty() || args.only.iter().any(|only| only == GOODPUT))
-        && !goodput::holds(&tulle, Duration::from_secs(args.seconds)).await?
-    {
+    if !args.short && wanted(GOODPUT) && !goodput::holds(&tulle, time).await? {
         failed.push(GOODPUT);
     }
     println!("floods: {} failed", failed.len());
     Ok(failed.is_empty())
 }
 
+/// What was seen of one attack.
+struct Seen {
+    before: Duration,
+    during: Felt,
+    growth: u64,
+    /// Bytes that the attackers sent.
+    sent: u64,
+    stays: Vec<Duration>,
+    /// Processor time: the proxy's, and the attackers'.
+    used: Duration,
+    spent: Duration,
+    time: Duration,
+}
+
 /// One attack on a fresh proxy; everything that is not as it must be.
-async fn one(attack: &Attack, tulle: &Path, time: Duration, attackers: &Handle) -> Result<Vec<String>> {
-    let mut proxy = Proxy::start(tulle, attack.limit).await?;
+async fn one(attack: &Attack, mut proxy: Proxy, time: Duration, attackers: &Attackers) -> Result<Vec<String>> {
     let good = Good::start(world::HTTP, attack.patient);
+    // As busy as under the attack, with nothing for the proxy: what a busy machine costs the client is not the proxy's.
+    let busy = attackers.spin(Instant::now() + Duration::from_millis(300) + time);
     tokio::time::sleep(Duration::from_millis(300)).await;
     good.take();
     tokio::time::sleep(time).await;
-    let before = good.take();
-    let (memory, cpu) = (proxy.memory()?, proxy.cpu()?);
-    let running: Vec<_> =
-        (0..attack.connections).map(|_| attackers.spawn(attacks::repeat(attack.run, Instant::now() + time))).collect();
-    let mut most = memory;
-    let end = Instant::now() + time;
-    let answers = attack.limit.map(|_| tokio::task::spawn_blocking(move || world::admin_answers(end)));
-    while Instant::now() < end {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        most = most.max(proxy.memory().unwrap_or(most));
+    let before = good.take().p99;
+    for spinning in busy {
+        spinning.await?;
     }
+    let (memory, used, spent) = (proxy.memory()?, proxy.cpu()?, attackers.cpu());
+    let sent = SENT.load(Ordering::Relaxed);
+    let end = Instant::now() + time;
+    let running = attackers.attack(attack, end);
+    let answers = attack.limit.map(|_| tokio::task::spawn_blocking(move || world::admin_answers(end)));
+    let growth = most_growth(&proxy, memory, async { tokio::time::sleep_until(end.into()).await }).await;
     let during = good.take();
+    let (used, spent) = (proxy.cpu()?.saturating_sub(used), attackers.cpu().saturating_sub(spent));
     let mut stays = Vec::new();
     for attacker in running {
         stays.extend(attacker.await?);
     }
-    let stay = stays.iter().max().copied().unwrap_or_default();
-    let growth = most.saturating_sub(memory);
-    let used = proxy.cpu()?.saturating_sub(cpu);
-    println!(
-        "{:<16} {:>6.1} ms {:>6.1} ms {:>6.1} MB {:>6.2} s {:>4.0} %",
-        attack.name,
-        millis(before.p99),
-        millis(during.p99),
-        growth as f64 / 1e6,
-        stay.as_secs_f64(),
-        100.0 * used.as_secs_f64() / time.as_secs_f64(),
-    );
-    let mut wrong = Vec::new();
-    if let Some(status) = proxy.ended() {
-        wrong.push(format!("the proxy ended: {status}"));
-    }
-    if during.failed > 0 || during.served == 0 {
-        wrong.push(format!("the good client: {} served, {} failed", during.served, during.failed));
-    }
-    if during.p99 > (before.p99 * MOST_SLOWER).max(UNFELT) {
-        wrong.push(format!("p99 {:.1} ms, was {:.1} ms", millis(during.p99), millis(before.p99)));
-    }
-    if growth > MOST_GROWTH {
-        wrong.push(format!("memory grew by {:.1} MB", growth as f64 / 1e6));
-    }
-    if attack.must_be_cut && (stays.is_empty() || stay > MOST_STAY) {
-        wrong.push(format!("an attacker stayed {:.1} s ({} cut)", stay.as_secs_f64(), stays.len()));
-    }
+    let sent = SENT.load(Ordering::Relaxed) - sent;
+    let seen = Seen { before, during, growth, sent, stays, used, spent, time };
+    seen.print(attack.name);
+    let mut wrong = seen.wrong(attack, MOST_STAY);
+    wrong.extend(seen.slow());
     if let Some(answers) = answers {
-        if !answers.await? {
-            wrong.push("the administration did not answer".to_owned());
-        }
-        let back = tokio::task::spawn_blocking(world::served_again).await?;
-        if back > Duration::from_secs(1) {
-            wrong.push(format!("a new client was served after {:.1} s", back.as_secs_f64()));
-        }
+        wrong.extend(recovered(answers.await?, Duration::from_secs(1)).await?);
     }
+    wrong.extend(proxy.ended().map(|status| format!("the proxy ended: {status}")));
     good.stop();
     proxy.end().await;
     Ok(wrong)
+}
+
+/// Until every attacker was cut off once: nothing here becomes wrong because the machine does other things too.
+async fn short(attack: &Attack, mut proxy: Proxy, attackers: &Attackers) -> Result<Vec<String>> {
+    let good = Good::start(world::HTTP, attack.patient);
+    good.is_served().await;
+    good.take();
+    let (memory, begun, sent) = (proxy.memory()?, Instant::now(), SENT.load(Ordering::Relaxed));
+    let end = begun + if attack.must_be_cut { SHORT_STAY + Duration::from_secs(1) } else { Duration::from_secs(1) };
+    let running = attackers.once(attack, end);
+    let answers = attack.limit.map(|_| tokio::task::spawn_blocking(move || world::admin_answers(end)));
+    let mut stays = Vec::new();
+    let cut = async {
+        for attacker in running {
+            stays.extend(attacker.await.ok().flatten());
+        }
+    };
+    let growth = most_growth(&proxy, memory, cut).await;
+    // Some attacks are over before the good client has asked at all.
+    good.is_served().await;
+    let seen = Seen {
+        before: Duration::ZERO,
+        during: good.take(),
+        growth,
+        sent: SENT.load(Ordering::Relaxed) - sent,
+        stays,
+        used: Duration::ZERO,
+        spent: Duration::ZERO,
+        time: begun.elapsed(),
+    };
+    seen.print(attack.name);
+    let mut wrong = seen.wrong(attack, SHORT_STAY);
+    if let Some(answers) = answers {
+        wrong.extend(recovered(answers.await?, Duration::from_secs(10)).await?);
+    }
+    wrong.extend(proxy.ended().map(|status| format!("the proxy ended: {status}")));
+    good.stop();
+    proxy.end().await;
+    Ok(wrong)
+}
+
+/// How much more memory than `before` the proxy has at most, until something is over.
+async fn most_growth(proxy: &Proxy, before: u64, over: impl Future<Output = ()>) -> u64 {
+    let mut over = pin!(over);
+    let mut most = before;
+    loop {
+        tokio::select! {
+            () = &mut over => return most.saturating_sub(before),
+            () = tokio::time::sleep(Duration::from_millis(20)) => most = most.max(proxy.memory().unwrap_or(most)),
+        }
+    }
+}
+
+/// After the descriptors were used up.
+async fn recovered(answered: bool, within: Duration) -> Result<Vec<String>> {
+    let mut wrong = Vec::new();
+    if !answered {
+        wrong.push("the administration did not answer".to_owned());
+    }
+    let back = tokio::task::spawn_blocking(world::served_again).await?;
+    if back > within {
+        wrong.push(format!("a new client was served after {:.1} s", back.as_secs_f64()));
+    }
+    Ok(wrong)
+}
+
+impl Seen {
+    fn print(&self, name: &str) {
+        println!(
+            "{name:<16} {:>6.2} ms {:>6.2} ms {:>6.1} MB {:>6.1} MB {:>6.2} s {:>4.0} % {:>7.0} %",
+            millis(self.before),
+            millis(self.during.p99),
+            self.growth as f64 / 1e6,
+            self.sent as f64 / 1e6,
+            self.stay().as_secs_f64(),
+            100.0 * self.used.as_secs_f64() / self.time.as_secs_f64(),
+            100.0 * self.spent.as_secs_f64() / self.time.as_secs_f64(),
+        );
+    }
+
+    fn stay(&self) -> Duration {
+        self.stays.iter().max().copied().unwrap_or_default()
+    }
+
+    fn wrong(&self, attack: &Attack, most_stay: Duration) -> Vec<String> {
+        let mut wrong = Vec::new();
+        let (during, stay) = (&self.during, self.stay());
+        if during.failed > 0 || during.served == 0 {
+            wrong.push(format!("the good client: {} served, {} failed", during.served, during.failed));
+        }
+        if self.growth > MOST_GROWTH {
+            wrong.push(format!("memory grew by {:.1} MB", self.growth as f64 / 1e6));
+        }
+        if attack.bomb && self.growth > MOST_UNFOLDED * self.sent {
+            wrong.push(format!("{} bytes became {} in memory", self.sent, self.growth));
+        }
+        if attack.must_be_cut && (self.stays.is_empty() || stay > most_stay) {
+            wrong.push(format!("an attacker stayed {:.1} s ({} cut)", stay.as_secs_f64(), self.stays.len()));
+        }
+        wrong
+    }
+
+    fn slow(&self) -> Vec<String> {
+        let mut wrong = Vec::new();
+        if self.during.p99 > (self.before * MOST_SLOWER).max(UNFELT) {
+            wrong.push(format!("p99 {:.1} ms, was {:.1} ms", millis(self.during.p99), millis(self.before)));
+        }
+        if self.used > LITTLE_CPU && self.used.as_secs_f64() > MOST_CPU * self.spent.as_secs_f64() {
+            let times = self.used.as_secs_f64() / self.spent.as_secs_f64().max(0.001);
+            wrong.push(format!("the proxy uses {times:.1} times the attackers' processor time"));
+        }
+        wrong
+    }
 }
 
 fn millis(time: Duration) -> f64 {

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use testkit::issue::Authority;
 
+use super::attackers::ticks;
 use super::backend;
 
 /// Where the proxy takes plaintext HTTP, and TLS.
@@ -22,6 +23,9 @@ const ADMIN: &str = "127.0.0.1:15000";
 const LIMITS: &str = "request_headers_timeout: 1s, request_timeout: 1s, stream_idle_timeout: 1s, \
     common_http_protocol_options: {idle_timeout: 60s}";
 
+/// How long the good client waits for an answer before it counts as failed.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// A running proxy.
 pub(super) struct Proxy {
     child: Child,
@@ -31,20 +35,21 @@ pub(super) struct Proxy {
 impl Proxy {
     /// Starts it; `descriptors`: as many as it may have open.
     pub(super) async fn start(tulle: &Path, descriptors: Option<u64>) -> Result<Self> {
+        Self::start_on(tulle, descriptors, None).await
+    }
+
+    /// The same on one core.
+    pub(super) async fn start_on(tulle: &Path, descriptors: Option<u64>, core: Option<usize>) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let certs = directory.path().join("certs");
         Authority::new("Tulle floods")?.write(&certs, "spiffe://cluster.local/ns/shop/sa/web")?;
         let file = directory.path().join("bootstrap.yaml");
         std::fs::write(&file, bootstrap(&certs))?;
         let log = std::fs::File::create(directory.path().join("log"))?;
-        let mut command = match descriptors {
-            None => Command::new(tulle),
-            Some(most) => {
-                let mut command = Command::new("sh");
-                command.args(["-c", &format!("ulimit -n {most} && exec \"$@\""), "sh"]).arg(tulle);
-                command
-            }
-        };
+        let limit = descriptors.map(|most| format!("ulimit -n {most} && ")).unwrap_or_default();
+        let core = core.map(|core| format!("taskset -c {core} ")).unwrap_or_default();
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("{limit}exec {core}\"$@\""), "sh"]).arg(tulle);
         command.arg("proxy").arg("-c").arg(&file).args(["--concurrency", "1", "--log", "warn"]);
         let child = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn().context("tulle proxy")?;
         let proxy = Self { child, _directory: directory };
@@ -67,10 +72,8 @@ impl Proxy {
 
     /// CPU time so far; the system counts in hundredths of a second.
     pub(super) fn cpu(&self) -> Result<Duration> {
-        let text = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        let rest = text.rsplit_once(')').context("stat")?.1;
-        let ticks = rest.split_whitespace().skip(11).take(2).map(|word| word.parse::<u64>().unwrap_or(0)).sum::<u64>();
-        Ok(Duration::from_millis(ticks * 10))
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        Ok(Duration::from_millis(ticks(&stat) * 10))
     }
 
     /// How it ended, if it did.
@@ -212,7 +215,7 @@ impl Good {
                 if open.is_none() {
                     let made = TcpStream::connect(at).and_then(|stream| {
                         stream.set_nodelay(true)?;
-                        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+                        stream.set_read_timeout(Some(PATIENCE))?;
                         Ok(stream)
                     });
                     open = made.ok().map(|stream| Asking(BufReader::new(stream)));
@@ -231,6 +234,14 @@ impl Good {
             }
         });
         Self { seen, stop }
+    }
+
+    /// Waits for an answer since the last time, but not for ever.
+    pub(super) async fn is_served(&self) {
+        let end = Instant::now() + PATIENCE;
+        while Instant::now() < end && self.seen.lock().unwrap_or_else(PoisonError::into_inner).0.is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// What it felt since the last time.
