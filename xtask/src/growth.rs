@@ -14,19 +14,6 @@ pub(crate) struct Args {
     only: Vec<String>,
 }
 
-const SUBJECTS: [&str; 11] = [
-    "routes",
-    "exact-routes",
-    "hosts",
-    "rules",
-    "rules-by-namespace",
-    "rules-by-path",
-    "round-robin",
-    "least-request",
-    "random",
-    "ring-hash",
-    "maglev",
-];
 /// How much more a large configuration may cost.
 const MOST: f64 = 1.5;
 /// Questions that are counted.
@@ -37,15 +24,29 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     let program = build()?;
     let mut fine = true;
     println!("{:<14} {:>10} {:>10} {:>7}", "subject", "10", "large", "growth");
-    for subject in SUBJECTS.iter().filter(|subject| args.only.is_empty() || args.only.iter().any(|o| o == *subject)) {
-        let size = if subject.starts_with("rules") { 1000 } else { 10_000 };
-        let (small, large) = (cost(&program, subject, 10)?, cost(&program, subject, size)?);
+    let subjects = subjects(&program)?;
+    if let Some(unknown) = args.only.iter().find(|only| !subjects.iter().any(|(subject, _)| subject == *only)) {
+        bail!("there is no subject `{unknown}`");
+    }
+    for (subject, size) in subjects.iter().filter(|(subject, _)| args.only.is_empty() || args.only.contains(subject)) {
+        let (small, large) = (cost(&program, subject, 10)?, cost(&program, subject, *size)?);
         let growth = large / small;
         fine &= growth <= MOST;
         let word = if growth <= MOST { "" } else { "  too much" };
         println!("{subject:<14} {small:>10.0} {large:>10.0} {growth:>6.2}x{word}");
     }
     Ok(fine)
+}
+
+/// What the program can be asked, each with the size that counts as large.
+fn subjects(program: &Path) -> Result<Vec<(String, u32)>> {
+    let output = Command::new(program).output().with_context(|| program.display().to_string())?;
+    let text = String::from_utf8(output.stdout)?;
+    let line = |line: &str| {
+        let (subject, large) = line.split_once(' ').with_context(|| format!("{line:?} names no subject and size"))?;
+        Ok((subject.to_owned(), large.parse()?))
+    };
+    text.lines().map(line).collect()
 }
 
 /// Instructions of one question: many less none.
