@@ -83,7 +83,7 @@ pub fn parse_bootstrap(text: &str, format: Format) -> Result<(Bootstrap, Vec<Ign
     let read = read_text(&Bootstrap::full_name(), text, format)?;
     let findings = surface::check_any(type_url::BOOTSTRAP, &read.bytes);
     if !findings.is_acceptable() {
-        return Err(findings.refused.into_iter().map(|found| read.refused(found)).collect());
+        return Err(read.refused(findings.refused));
     }
     let bootstrap = Bootstrap::decode(read.bytes.as_slice()).map_err(|error| vec![whole(error.to_string())])?;
     Ok((bootstrap, findings.ignored))
@@ -124,16 +124,23 @@ pub fn value_to_yaml(value: &serde_json::Value) -> String {
     yaml::print(value)
 }
 
-/// A text that was read: the message, and where its fields stand.
+/// A text that was read: the message, and the text's values with their places.
 struct Read {
     bytes: Vec<u8>,
-    places: read::Places,
+    message: MessageType,
+    tree: tree::Node,
 }
 
 impl Read {
-    fn refused(&self, found: FieldPath) -> Fault {
-        let (line, column) = self.places.of(&found.path);
-        Fault { path: found.path, line, column, message: found.reason }
+    /// The fields that the surface refuses, with their places. These are looked for only here: most texts are good, and
+    /// noting the place of every field costs more than reading it.
+    fn refused(&self, found: Vec<FieldPath>) -> Vec<Fault> {
+        let places = read::Places::all(self.message, &self.tree);
+        let fault = |found: FieldPath| {
+            let (line, column) = places.of(&found.path);
+            Fault { path: found.path, line, column, message: found.reason }
+        };
+        found.into_iter().map(fault).collect()
     }
 }
 
@@ -148,7 +155,7 @@ fn read_text(full_name: &str, text: &str, format: Format) -> Result<Read, Vec<Fa
     let tree = tree.map_err(|fault| vec![fault])?;
     let mut reader = read::Reader::default();
     let bytes = reader.message(message, &tree);
-    if reader.faults.is_empty() { Ok(Read { bytes, places: reader.places }) } else { Err(reader.faults) }
+    if reader.faults.is_empty() { Ok(Read { bytes, message, tree }) } else { Err(reader.faults) }
 }
 
 fn whole(message: String) -> Fault {

@@ -139,7 +139,9 @@ impl MessageType {
 
     /// The field with this name as written in the .proto file, or in lowerCamelCase.
     pub(crate) fn field_named(self, name: &str) -> Option<FieldType> {
-        self.fields().find(|field| field.name() == name || is_camel_of(name, field.name()))
+        let as_written = self.fields().find(|field| field.name_bytes() == name.as_bytes());
+        let camel = || self.fields().find(|field| is_camel_of(name, field.name()));
+        as_written.or_else(camel)
     }
 }
 
@@ -168,6 +170,11 @@ impl FieldType {
 
     pub(crate) fn name(self) -> &'static str {
         text(word(self.row()), short(self.row() + 4))
+    }
+
+    /// The name without looking whether it is text: for comparing.
+    fn name_bytes(self) -> &'static [u8] {
+        bytes(word(self.row()), short(self.row() + 4))
     }
 
     /// 0 = none, else the oneof's place in the message plus one.
@@ -276,8 +283,12 @@ fn byte(at: usize) -> u8 {
 }
 
 fn text(offset: u32, length: u32) -> &'static str {
+    std::str::from_utf8(bytes(offset, length)).unwrap_or("")
+}
+
+fn bytes(offset: u32, length: u32) -> &'static [u8] {
     let start = word(16) as usize + offset as usize;
-    BLOCK.get(start..start + length as usize).and_then(|bytes| std::str::from_utf8(bytes).ok()).unwrap_or("")
+    BLOCK.get(start..start + length as usize).unwrap_or_default()
 }
 
 #[cfg(test)]

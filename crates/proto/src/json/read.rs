@@ -25,6 +25,13 @@ pub(super) struct Places {
 }
 
 impl Places {
+    /// Those of all fields of a text that was read without fault.
+    pub(super) fn all(message: MessageType, node: &Node) -> Self {
+        let mut reader = Reader { places: Some(Self::default()), ..Reader::default() };
+        reader.message(message, node);
+        reader.places.unwrap_or_default()
+    }
+
     /// Line and column of the field, or of the nearest one above it; zeros when there is none.
     pub(super) fn of(&self, path: &str) -> (usize, usize) {
         let mut path = path;
@@ -46,7 +53,8 @@ pub(super) struct Reader {
     path: String,
     depth: usize,
     pub(super) faults: Vec<Fault>,
-    pub(super) places: Places,
+    /// Noted only where they are asked for.
+    places: Option<Places>,
 }
 
 impl Reader {
@@ -95,7 +103,7 @@ impl Reader {
                 continue;
             };
             self.enter(field.name());
-            self.places.of.insert(self.path.clone(), (key.line, key.column));
+            self.note(key.line, key.column);
             self.twice(key, field, &seen);
             if node.value != Value::Null || is_value(field) {
                 seen.push(field);
@@ -132,7 +140,7 @@ impl Reader {
             let length = self.path.len();
             // Writing to a String cannot fail.
             let _ = write!(self.path, "[{index}]");
-            self.places.of.insert(self.path.clone(), (item.line, item.column));
+            self.note(item.line, item.column);
             self.single(field, item, out, false);
             self.path.truncate(length);
         }
@@ -160,7 +168,7 @@ impl Reader {
         for (key, node) in entries {
             let length = self.path.len();
             let _ = write!(self.path, "[{:?}]", key.name);
-            self.places.of.insert(self.path.clone(), (key.line, key.column));
+            self.note(key.line, key.column);
             let mut bytes = Vec::new();
             let name = Node { line: key.line, column: key.column, value: Value::Text(key.name.clone()) };
             match scalar::read_key(key_field.kind(), &name) {
@@ -289,6 +297,13 @@ impl Reader {
             Value::List(_) => put_bytes(&mut out, 6, &self.list_value(node).unwrap_or_default()),
         }
         out
+    }
+
+    /// Where the field that is being read stands.
+    fn note(&mut self, line: usize, column: usize) {
+        if let Some(places) = &mut self.places {
+            places.of.insert(self.path.clone(), (line, column));
+        }
     }
 
     fn enter(&mut self, name: &str) {
