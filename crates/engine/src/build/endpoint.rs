@@ -65,8 +65,11 @@ fn endpoint_group(
         endpoint.priority = message.priority;
         Arc::new(endpoint)
     });
+    let mut endpoints: Vec<_> = with_priority.collect();
+    // Collected in the place of the endpoints themselves, which is twelve times too large for pointers to them.
+    endpoints.shrink_to_fit();
     Some(EndpointGroup {
-        endpoints: with_priority.collect(),
+        endpoints,
         weight: message.load_balancing_weight.as_ref().map(|weight| weight.value),
         priority: message.priority,
         locality,
