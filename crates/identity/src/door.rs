@@ -21,7 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::audit::{Audit, Event};
 use crate::private::{self, PrivateError};
-use crate::tls::{self, Cause, ClientAuth, KeySlot, PeerFacts, Resumption, ServerSettings, TrustBundle};
+use crate::tls::{self, Cause, ClientAuth, KeySlot, PeerFacts, ServerSettings, TrustBundle};
 
 /// How long a caller may take to finish its handshake.
 const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -174,7 +174,6 @@ pub fn control_tls(keys: Arc<KeySlot>, bundle: TrustBundle) -> Result<Arc<Server
         client_auth: ClientAuth::Request,
         trust: vec![bundle],
         alpn: vec![b"h2".to_vec()],
-        resumption: Resumption::Off,
         ..ServerSettings::default()
     })
 }

@@ -10,7 +10,8 @@ use rustls::{CipherSuite, ClientConfig, NamedGroup, SupportedProtocolVersion, cl
 
 use super::material::{KeySlot, Revocation, TrustBundle};
 use super::provider;
-use super::sessions::BoundSessions;
+use super::sessions::{Place, Sessions};
+use super::tickets::{BoundSessions, BoundTickets};
 use super::verify::{NameCheck, PeerVerifier, Pins};
 
 /// Why a configuration cannot be built.
@@ -151,17 +152,6 @@ fn named_group(name: &str) -> Option<NamedGroup> {
     })
 }
 
-/// Whether sessions are resumed. They live in the configuration that made them and end with it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Resumption {
-    /// Every handshake is a full one: each verifies the peer's certificate anew. The default for mutual TLS.
-    #[default]
-    Off,
-    /// Within this time. With client certificates the caller must use [`super::facts`], which refuses a resumed
-    /// session whose certificate has ended.
-    Within(Duration),
-}
-
 /// What a TLS server needs to know.
 #[derive(Debug, Clone, Default)]
 pub struct ServerSettings {
@@ -181,8 +171,12 @@ pub struct ServerSettings {
     pub alpn: Vec<Vec<u8>>,
     /// Versions, cipher suites, groups.
     pub protocol: Protocol,
-    /// Session resumption.
-    pub resumption: Resumption,
+    /// How long the session tickets that clients get are good for; `None`, the default: clients get none, and each
+    /// handshake verifies the client anew (with TLS 1.2 see `cache`). With client certificates the caller must use
+    /// [`super::facts`], which refuses a resumed session whose certificate has ended.
+    pub tickets: Option<Duration>,
+    /// How long the session ids of TLS 1.2 are good for; `None`, the default: there are none.
+    pub cache: Option<Duration>,
     /// The clock; `None`: the system's.
     pub clock: Option<Arc<dyn TimeProvider>>,
 }
@@ -204,8 +198,8 @@ pub struct ClientSettings {
     pub alpn: Vec<Vec<u8>>,
     /// Versions, cipher suites, groups.
     pub protocol: Protocol,
-    /// Session resumption.
-    pub resumption: Resumption,
+    /// The sessions that may be resumed; `None`, the default: each handshake is a full one.
+    pub sessions: Option<Sessions>,
     /// Whether the server name is sent (SNI).
     pub send_server_name: bool,
     /// The clock; `None`: the system's.
@@ -236,15 +230,13 @@ pub fn server_config(settings: &ServerSettings) -> Result<Arc<ServerConfig>, Bui
     };
     let mut config = builder.with_cert_resolver(Arc::clone(&settings.keys) as Arc<_>);
     config.alpn_protocols = alpn(&settings.alpn)?;
-    match settings.resumption {
-        Resumption::Off => {
-            config.session_storage = Arc::new(NoServerSessionStorage {});
-            config.send_tls13_tickets = 0;
-        }
-        Resumption::Within(lifetime) => {
-            config.session_storage = Arc::new(BoundSessions::new(lifetime));
-            config.send_tls13_tickets = 1;
-        }
+    config.session_storage = match settings.cache.filter(|_| settings.protocol.floor == TlsFloor::V1_2) {
+        Some(lifetime) => Arc::new(BoundSessions::new(&settings.keys, lifetime)),
+        None => Arc::new(NoServerSessionStorage {}),
+    };
+    config.send_tls13_tickets = usize::from(settings.tickets.is_some());
+    if let Some(lifetime) = settings.tickets {
+        config.ticketer = Arc::new(BoundTickets::new(&settings.keys, lifetime)?);
     }
     Ok(Arc::new(config))
 }
@@ -271,9 +263,9 @@ pub fn client_config(settings: &ClientSettings) -> Result<Arc<ClientConfig>, Bui
     };
     config.alpn_protocols = alpn(&settings.alpn)?;
     config.enable_sni = settings.send_server_name;
-    config.resumption = match settings.resumption {
-        Resumption::Off => client::Resumption::disabled(),
-        Resumption::Within(_) => client::Resumption::in_memory_sessions(64),
+    config.resumption = match &settings.sessions {
+        None => client::Resumption::disabled(),
+        Some(sessions) => client::Resumption::store(Arc::new(sessions.of(Place::Any))),
     };
     Ok(Arc::new(config))
 }

@@ -1,6 +1,7 @@
 //! Keys, certificates and trust as they come: PEM text in, checked values out.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
@@ -51,6 +52,7 @@ pub enum MaterialError {
 pub struct Credentials {
     certified: Arc<CertifiedKey>,
     facts: PeerFacts,
+    uri: Option<Arc<str>>,
 }
 
 impl Credentials {
@@ -84,12 +86,18 @@ impl Credentials {
             Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => {}
             Err(_) => return Err(MaterialError::KeyMismatch),
         }
-        Ok(Arc::new(Self { certified: Arc::new(certified), facts }))
+        let uri = facts.uri_names.first().map(|uri| Arc::from(uri.as_str()));
+        Ok(Arc::new(Self { certified: Arc::new(certified), facts, uri }))
     }
 
     /// The leaf's facts: names, serial, validity.
     pub fn facts(&self) -> &PeerFacts {
         &self.facts
+    }
+
+    /// The leaf's first URI name.
+    pub fn uri(&self) -> Option<&Arc<str>> {
+        self.uri.as_ref()
     }
 
     /// The chain, leaf first.
@@ -107,6 +115,7 @@ impl Credentials {
 #[derive(Debug, Default)]
 pub struct KeySlot {
     current: ArcSwap<Vec<Arc<Credentials>>>,
+    number: AtomicU64,
 }
 
 impl KeySlot {
@@ -125,6 +134,12 @@ impl KeySlot {
     /// Replaces all keys: the first whose DNS names fit the requested server name is used, else the first usable.
     pub fn set(&self, credentials: Vec<Arc<Credentials>>) {
         self.current.store(Arc::new(credentials));
+        self.number.fetch_add(1, Ordering::Release);
+    }
+
+    /// Another one after each replacement: a session that began under other keys is not resumed.
+    pub(super) fn number(&self) -> u64 {
+        self.number.load(Ordering::Acquire)
     }
 
     /// The keys now.

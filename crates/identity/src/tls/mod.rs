@@ -3,7 +3,7 @@
 //! A caller puts its key into a [`KeySlot`] (and again at each rotation), its trust into a [`TrustBundle`], says
 //! who may be at the other end ([`NameCheck`]) and asks for [`server_config`] or [`client_config`]. New handshakes
 //! take the newest key of the slot, so a rotation builds nothing; a change of trust builds a new configuration, and
-//! with it an empty session cache, so no session outlives the trust it was made under.
+//! with it no session, so no session outlives the trust it was made under; nor the certificate of our own.
 
 mod cause;
 mod config;
@@ -12,6 +12,7 @@ mod peer;
 mod pin;
 mod san;
 mod sessions;
+mod tickets;
 mod verify;
 
 use std::sync::{Arc, LazyLock};
@@ -21,7 +22,7 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 
 pub use cause::{Cause, Refusal};
 pub use config::{
-    BuildError, ClientAuth, ClientSettings, Protocol, Resumption, ServerSettings, TlsCeiling, TlsFloor, client_config,
+    BuildError, ClientAuth, ClientSettings, Protocol, ServerSettings, TlsCeiling, TlsFloor, client_config,
     server_config,
 };
 pub(crate) use material::certificates;
@@ -30,6 +31,7 @@ pub(crate) use peer::when;
 pub use peer::{PeerFacts, facts, peer_identity};
 pub use pin::{PinnedRoot, pinned_client_config};
 pub use san::{NameKind, SanMatcher, TextMatch};
+pub use sessions::{Place, Sessions};
 pub use verify::{NameCheck, Pins, verify_leaf};
 
 /// The cryptography of every Tulle program: aws-lc-rs, with the hybrid post-quantum group X25519MLKEM768 offered

@@ -1,55 +1,177 @@
-//! A server's session cache with a lifetime, bound to what was verified when a session began.
+//! The sessions that a client may resume, for one configuration and server by server.
 
+use std::collections::VecDeque;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use rustls::server::{ServerSessionMemoryCache, StoresServerSessions};
+use parking_lot::Mutex;
+use rustls::client::{ClientSessionStore, Resumption, Tls12ClientSessionValue, Tls13ClientSessionValue};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, NamedGroup};
 
-/// How many sessions one configuration remembers (about 1 KiB each with a client certificate).
-const CAPACITY: usize = 1024;
+use super::material::KeySlot;
 
-/// Sessions of one configuration. Each configuration has its own, so a session never crosses to another trust bundle,
-/// other name rules or another client policy.
+/// How many servers' choices of a key exchange group are remembered.
+const GROUPS: usize = 64;
+
+/// The sessions of one client configuration, the newest first. They end with it: with other trust or other rules for
+/// names there is another configuration and another store. A session that began under another certificate of our own is
+/// never offered again.
+#[derive(Clone)]
+pub struct Sessions {
+    most: usize,
+    keys: Option<Arc<KeySlot>>,
+    kept: Arc<Mutex<Store>>,
+}
+
+#[derive(Default)]
+struct Store {
+    sessions: VecDeque<Kept>,
+    groups: VecDeque<(Server, NamedGroup)>,
+}
+
+/// Which server: where it is, and the name that was asked for.
+type Server = (Place, ServerName<'static>);
+
+/// Where a server is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// Not said: the name alone tells servers apart.
+    Any,
+    /// At an address.
+    Socket(SocketAddr),
+    /// At a Unix socket.
+    Path(Arc<Path>),
+}
+
+struct Kept {
+    server: Server,
+    /// The number of our own key when the handshake began.
+    key: u64,
+    session: Session,
+}
+
+enum Session {
+    /// May be resumed again and again.
+    Older(Tls12ClientSessionValue),
+    /// A ticket of TLS 1.3, used once.
+    Newer(Tls13ClientSessionValue),
+}
+
+impl Sessions {
+    /// Room for at most `most` sessions in all; with none, every handshake is a full one. `keys`: those that the
+    /// configuration authenticates with.
+    pub fn new(most: usize, keys: Option<Arc<KeySlot>>) -> Self {
+        Self { most, keys, kept: Arc::default() }
+    }
+
+    /// The configuration for one connection to the server at `place`: only what that server gave is offered to it.
+    /// (Another one could not read it: the handshake would be full, and the session lost.)
+    pub fn towards(&self, config: &Arc<ClientConfig>, place: Place) -> Arc<ClientConfig> {
+        if self.most == 0 {
+            return Arc::clone(config);
+        }
+        let mut config = ClientConfig::clone(config);
+        config.resumption = Resumption::store(Arc::new(self.of(place)));
+        Arc::new(config)
+    }
+
+    /// Forgets every session.
+    pub fn clear(&self) {
+        self.kept.lock().sessions.clear();
+    }
+
+    pub(super) fn of(&self, place: Place) -> OfServer {
+        OfServer { place, key: self.key(), sessions: self.clone() }
+    }
+
+    fn key(&self) -> u64 {
+        self.keys.as_ref().map_or(0, |keys| keys.number())
+    }
+}
+
+impl fmt::Debug for Sessions {
+    /// Never prints what a session holds.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sessions").field("most", &self.most).finish_non_exhaustive()
+    }
+}
+
+/// The store as one connection sees it.
 #[derive(Debug)]
-pub(super) struct BoundSessions {
-    inner: Arc<ServerSessionMemoryCache>,
-    start: Instant,
-    lifetime: Duration,
+pub(super) struct OfServer {
+    place: Place,
+    /// Of the moment before the handshake: should the key change meanwhile, what the handshake brings is not offered.
+    key: u64,
+    sessions: Sessions,
 }
 
-impl BoundSessions {
-    pub(super) fn new(lifetime: Duration) -> Self {
-        Self { inner: ServerSessionMemoryCache::new(CAPACITY), start: Instant::now(), lifetime }
+impl OfServer {
+    fn keep(&self, name: ServerName<'static>, session: Session) {
+        if self.sessions.most == 0 {
+            return;
+        }
+        let mut kept = self.sessions.kept.lock();
+        while kept.sessions.len() >= self.sessions.most {
+            kept.sessions.pop_back();
+        }
+        let server = (self.place.clone(), name);
+        kept.sessions.push_front(Kept { server, key: self.key, session });
     }
 
-    /// The value without its time stamp, if it is young enough.
-    fn fresh(&self, stored: Vec<u8>) -> Option<Vec<u8>> {
-        let (stamp, value) = stored.split_first_chunk::<8>()?;
-        let age = self.now().saturating_sub(u64::from_be_bytes(*stamp));
-        (u128::from(age) < self.lifetime.as_millis()).then(|| value.to_vec())
-    }
-
-    fn now(&self) -> u64 {
-        self.start.elapsed().as_millis() as u64
+    fn is_for(&self, kept: &Kept, name: &ServerName<'_>) -> bool {
+        kept.key == self.sessions.key() && kept.server.0 == self.place && kept.server.1 == *name
     }
 }
 
-impl StoresServerSessions for BoundSessions {
-    fn put(&self, key: Vec<u8>, value: Vec<u8>) -> bool {
-        let mut stamped = self.now().to_be_bytes().to_vec();
-        stamped.extend(value);
-        self.inner.put(key, stamped)
+impl ClientSessionStore for OfServer {
+    fn set_kx_hint(&self, name: ServerName<'static>, group: NamedGroup) {
+        let mut kept = self.sessions.kept.lock();
+        let server = (self.place.clone(), name);
+        if let Some((_, known)) = kept.groups.iter_mut().find(|(known, _)| *known == server) {
+            *known = group;
+            return;
+        }
+        kept.groups.truncate(GROUPS - 1);
+        kept.groups.push_front((server, group));
     }
 
-    fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
-        self.inner.get(key).and_then(|stored| self.fresh(stored))
+    fn kx_hint(&self, name: &ServerName<'_>) -> Option<NamedGroup> {
+        let kept = self.sessions.kept.lock();
+        kept.groups.iter().find(|((place, known), _)| *place == self.place && *known == *name).map(|(_, group)| *group)
     }
 
-    fn take(&self, key: &[u8]) -> Option<Vec<u8>> {
-        self.inner.take(key).and_then(|stored| self.fresh(stored))
+    fn set_tls12_session(&self, name: ServerName<'static>, value: Tls12ClientSessionValue) {
+        self.remove_tls12_session(&name);
+        self.keep(name, Session::Older(value));
     }
 
-    fn can_cache(&self) -> bool {
-        true
+    fn tls12_session(&self, name: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
+        let kept = self.sessions.kept.lock();
+        kept.sessions.iter().filter(|kept| self.is_for(kept, name)).find_map(|kept| match &kept.session {
+            Session::Older(value) => Some(value.clone()),
+            Session::Newer(_) => None,
+        })
+    }
+
+    fn remove_tls12_session(&self, name: &ServerName<'static>) {
+        let older = |kept: &Kept| matches!(kept.session, Session::Older(_));
+        self.sessions.kept.lock().sessions.retain(|kept| !(older(kept) && self.is_for(kept, name)));
+    }
+
+    fn insert_tls13_ticket(&self, name: ServerName<'static>, value: Tls13ClientSessionValue) {
+        self.keep(name, Session::Newer(value));
+    }
+
+    fn take_tls13_ticket(&self, name: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
+        let mut kept = self.sessions.kept.lock();
+        let newer = |kept: &Kept| matches!(kept.session, Session::Newer(_));
+        let place = kept.sessions.iter().position(|kept| newer(kept) && self.is_for(kept, name))?;
+        match kept.sessions.remove(place)?.session {
+            Session::Newer(value) => Some(value),
+            Session::Older(_) => None,
+        }
     }
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use identity::agent::{Agent, AgentHandle, AgentSettings};
-use identity::tls::{self, ClientAuth, ClientSettings, NameCheck, SanMatcher, ServerSettings};
+use identity::tls::{self, ClientAuth, ClientSettings, NameCheck, SanMatcher, ServerSettings, Sessions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
@@ -164,7 +164,7 @@ static_resources:
       typed_config:
         "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
         sni: {SNI}
-        max_session_keys: 0
+        max_session_keys: 4
         common_tls_context:
           tls_params: {{ tls_maximum_protocol_version: TLSv1_3 }}
           alpn_protocols: [ istio ]
@@ -186,6 +186,7 @@ async fn our_server(agent: &AgentHandle) -> (SocketAddr, Arc<AtomicU64>) {
         trust: vec![material.bundle.clone()],
         names: NameCheck::OneOf(vec![SanMatcher::uri(CART)]),
         alpn: vec![b"istio".to_vec()],
+        tickets: Some(Duration::from_secs(3600)),
         ..ServerSettings::default()
     })
     .unwrap();
@@ -271,8 +272,10 @@ async fn scene(ttl: Duration) -> Scene {
     Scene { _world: world, _cart: cart, web, envoy, failed }
 }
 
+/// Our side as `web`, which resumes sessions.
 fn our_client(scene: &Scene) -> TlsConnector {
     let material = scene.web.status().material.unwrap();
+    let sessions = Sessions::new(4, Some(scene.web.keys()));
     TlsConnector::from(
         tls::client_config(&ClientSettings {
             keys: Some(scene.web.keys()),
@@ -280,6 +283,7 @@ fn our_client(scene: &Scene) -> TlsConnector {
             names: NameCheck::OneOf(vec![SanMatcher::uri(CART)]),
             alpn: vec![b"http/1.1".to_vec()],
             send_server_name: true,
+            sessions: Some(sessions),
             ..ClientSettings::default()
         })
         .unwrap(),
@@ -304,6 +308,26 @@ async fn envoy_gets_its_secrets_from_the_agent_and_speaks_with_us_both_ways() {
     assert!(request(listeners["inbound"], None).await.is_err());
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_are_resumed_with_envoy_both_ways_and_the_peer_stays_known() {
+    let scene = scene(Duration::from_secs(3600)).await;
+    let listeners = scene.envoy.listeners().await;
+    let client = our_client(&scene);
+    for _ in 0..3 {
+        let (answer, _) = request(listeners["inbound"], Some(client.clone())).await.unwrap();
+        assert!(answer.contains(&format!("x-peer: {WEB}\r\n")), "{answer}");
+        let (answer, _) = request(listeners["outbound"], None).await.unwrap();
+        assert!(answer.contains(&format!("x-peer: {CART}\r\n")), "{answer}");
+    }
+    let page = scene.envoy.admin("/stats?filter=ssl.session_reused").unwrap();
+    let reused = |side: &str| {
+        let line = page.lines().find(|line| line.starts_with(side)).and_then(|line| line.split_once(": "));
+        line.and_then(|(_, count)| count.trim().parse::<u32>().ok())
+    };
+    assert_eq!([reused("listener."), reused("cluster.upstream")], [Some(2); 2], "{page}");
+}
+
+/// Sessions are resumed meanwhile: none of them may outlive the certificates that it began under.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn certificates_of_five_seconds_rotate_under_handshakes_without_a_failure() {
     let scene = scene(Duration::from_secs(5)).await;

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use identity::tls::{
-    self, Cause, ClientAuth, ClientSettings, KeySlot, NameCheck, PeerFacts, Pins, Protocol, Resumption, SanMatcher,
-    ServerSettings, TlsCeiling, TlsFloor, TrustBundle,
+    self, Cause, ClientAuth, ClientSettings, KeySlot, NameCheck, PeerFacts, Pins, Place, Protocol, SanMatcher,
+    ServerSettings, Sessions, TlsCeiling, TlsFloor, TrustBundle,
 };
 use rcgen::ExtendedKeyUsagePurpose;
 use rustls::{ClientConfig, ClientConnection, HandshakeKind, NamedGroup, ServerConfig, ServerConnection};
@@ -234,35 +234,169 @@ fn a_new_key_in_the_slot_serves_the_next_handshake() {
     assert!(shake(client, server, SNI).is_err(), "an empty slot serves nobody");
 }
 
+/// A client and a server of one mesh, whose sessions can be resumed.
+struct Pair {
+    ca: Authority,
+    client: ClientSettings,
+    server: ServerSettings,
+    sessions: Sessions,
+}
+
+impl Pair {
+    fn new(lifetime: Duration) -> Self {
+        let ca = Authority::new("root");
+        let client = client_of(&ca, &Leaf::spiffe(WEB));
+        let sessions = Sessions::new(8, client.keys.clone());
+        Self {
+            client: ClientSettings { sessions: Some(sessions.clone()), ..client },
+            server: ServerSettings {
+                tickets: Some(lifetime),
+                cache: Some(lifetime),
+                ..server_of(&ca, &Leaf::spiffe(CART))
+            },
+            ca,
+            sessions,
+        }
+    }
+
+    fn built(&self) -> (Arc<ClientConfig>, Arc<ServerConfig>) {
+        (tls::client_config(&self.client).unwrap(), tls::server_config(&self.server).unwrap())
+    }
+}
+
+fn kind(ends: &(Arc<ClientConfig>, Arc<ServerConfig>)) -> HandshakeKind {
+    let done = shake(ends.0.clone(), ends.1.clone(), SNI).map_err(|e| e.1).unwrap();
+    assert_eq!(done.client.handshake_kind(), done.server.handshake_kind());
+    // Whoever the peer is, a resumed session says the same of it.
+    assert_eq!(peer(&done.server).identity.unwrap().to_string(), WEB);
+    assert_eq!(peer(&done.client).identity.unwrap().to_string(), CART);
+    done.client.handshake_kind().unwrap()
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
 #[test]
-fn sessions_end_with_their_configuration_and_with_the_certificate() {
-    let ca = Authority::new("root");
-    let kind = |done: &Done| done.client.handshake_kind().unwrap();
-    let mut server = server_of(&ca, &Leaf::spiffe(CART));
-    let client_settings =
-        ClientSettings { resumption: Resumption::Within(Duration::MAX), ..client_of(&ca, &Leaf::spiffe(WEB)) };
-    let go = |client: &Arc<ClientConfig>, server: &Arc<ServerConfig>| {
-        shake(client.clone(), server.clone(), SNI).map_err(|e| e.1).unwrap()
+fn no_session_is_resumed_unless_both_sides_want_it() {
+    let mut pair = Pair::new(HOUR);
+    pair.client.sessions = None;
+    let ends = pair.built();
+    assert_eq!([kind(&ends), kind(&ends)], [HandshakeKind::Full; 2], "the client keeps none");
+    let mut pair = Pair::new(HOUR);
+    pair.server.tickets = None;
+    let ends = pair.built();
+    assert_eq!([kind(&ends), kind(&ends)], [HandshakeKind::Full; 2], "the server gives none");
+    let pair = Pair::new(HOUR);
+    let ends = pair.built();
+    assert_eq!(
+        [kind(&ends), kind(&ends), kind(&ends)],
+        [HandshakeKind::Full, HandshakeKind::Resumed, HandshakeKind::Resumed]
+    );
+}
+
+#[test]
+fn sessions_end_with_their_configuration() {
+    let pair = Pair::new(HOUR);
+    let (client, server) = pair.built();
+    kind(&(client.clone(), server.clone()));
+    assert_eq!(kind(&(client.clone(), server)), HandshakeKind::Resumed);
+    let rebuilt = tls::server_config(&pair.server).unwrap();
+    assert_eq!(kind(&(client.clone(), rebuilt.clone())), HandshakeKind::Full, "new trust of the server");
+    let other = tls::client_config(&pair.client).unwrap();
+    assert_eq!(kind(&(other, rebuilt)), HandshakeKind::Full, "new trust of the client, even with the same sessions");
+}
+
+#[test]
+fn a_removed_authority_ends_its_sessions() {
+    let mut pair = Pair::new(HOUR);
+    let ends = pair.built();
+    assert_eq!([kind(&ends), kind(&ends)], [HandshakeKind::Full, HandshakeKind::Resumed]);
+    pair.server.trust = vec![Authority::new("other").bundle("mesh.test")];
+    let stricter = tls::server_config(&pair.server).unwrap();
+    let refused = shake(ends.0.clone(), stricter, SNI).map(|_| ()).unwrap_err();
+    assert_eq!((refused.0, Cause::of(&refused.1)), ("server", Cause::UnknownCa), "asked in full, and refused");
+    pair.client.trust = vec![Authority::new("other").bundle("mesh.test")];
+    let stricter = tls::client_config(&pair.client).unwrap();
+    let refused = shake(stricter, ends.1, SNI).map(|_| ()).unwrap_err();
+    assert_eq!((refused.0, Cause::of(&refused.1)), ("client", Cause::UnknownCa), "asked in full, and refused");
+}
+
+#[test]
+fn sessions_end_with_the_certificate_of_either_side() {
+    let pair = Pair::new(HOUR);
+    let ends = pair.built();
+    assert_eq!([kind(&ends), kind(&ends)], [HandshakeKind::Full, HandshakeKind::Resumed]);
+    pair.server.keys.set(vec![pair.ca.credentials(&Leaf::spiffe(CART))]);
+    assert_eq!([kind(&ends), kind(&ends)], [HandshakeKind::Full, HandshakeKind::Resumed], "a new one of the server");
+    pair.client.keys.as_ref().unwrap().set(vec![pair.ca.credentials(&Leaf::spiffe(WEB))]);
+    assert_eq!([kind(&ends), kind(&ends)], [HandshakeKind::Full, HandshakeKind::Resumed], "a new one of the client");
+}
+
+#[test]
+fn sessions_end_with_time() {
+    let brief = Pair::new(Duration::ZERO);
+    let ends = brief.built();
+    assert_eq!([kind(&ends), kind(&ends)], [HandshakeKind::Full; 2], "too old");
+    let pair = Pair::new(HOUR);
+    let ends = pair.built();
+    kind(&ends);
+    let resumed = shake(ends.0, ends.1, SNI).map_err(|e| e.1).unwrap();
+    assert_eq!(resumed.server.handshake_kind(), Some(HandshakeKind::Resumed));
+    let later = SystemTime::now() + 2 * HOUR;
+    assert_eq!(tls::facts(&resumed.server, later).unwrap_err().cause, Cause::Expired, "the client's certificate");
+    assert_eq!(tls::facts(&resumed.client, later).unwrap_err().cause, Cause::Expired, "the server's certificate");
+}
+
+#[test]
+fn only_so_many_sessions_are_kept_and_each_for_its_own_server() {
+    let pair = Pair::new(HOUR);
+    let (client, server) = pair.built();
+    let to = |sessions: &Sessions, port: u16| {
+        let place = Place::Socket(([127, 0, 0, 1], port).into());
+        kind(&(sessions.towards(&client, place), server.clone()))
     };
+    assert_eq!(to(&pair.sessions, 1), HandshakeKind::Full);
+    assert_eq!(to(&pair.sessions, 2), HandshakeKind::Full, "another server");
+    assert_eq!([to(&pair.sessions, 1), to(&pair.sessions, 2)], [HandshakeKind::Resumed; 2]);
+    pair.sessions.clear();
+    assert_eq!(to(&pair.sessions, 1), HandshakeKind::Full, "forgotten");
+    let one = Sessions::new(1, pair.client.keys.clone());
+    to(&one, 1);
+    to(&one, 2);
+    assert_eq!([to(&one, 1), to(&one, 1)], [HandshakeKind::Full, HandshakeKind::Resumed], "room for the newest alone");
+    let none = Sessions::new(0, pair.client.keys.clone());
+    assert_eq!([to(&none, 3), to(&none, 3)], [HandshakeKind::Full; 2]);
+    let name = "outbound_.8080_._.other.shop.svc.cluster.local";
+    let named = shake(pair.sessions.towards(&client, Place::Socket(([127, 0, 0, 1], 1).into())), server.clone(), name);
+    assert_eq!(named.map_err(|e| e.1).unwrap().client.handshake_kind(), Some(HandshakeKind::Full), "another name");
+}
 
-    let (client, off) = (tls::client_config(&client_settings).unwrap(), tls::server_config(&server).unwrap());
-    go(&client, &off);
-    assert_ne!(kind(&go(&client, &off)), HandshakeKind::Resumed, "mutual TLS does not resume by default");
-
-    server.resumption = Resumption::Within(Duration::from_secs(60));
-    let (client, on) = (tls::client_config(&client_settings).unwrap(), tls::server_config(&server).unwrap());
-    go(&client, &on);
-    let resumed = go(&client, &on);
-    assert_eq!(kind(&resumed), HandshakeKind::Resumed);
-    let later = SystemTime::now() + Duration::from_secs(7200);
-    assert_eq!(tls::facts(&resumed.server, later).unwrap_err().cause, Cause::Expired);
-    let rebuilt = tls::server_config(&server).unwrap();
-    assert_ne!(kind(&go(&client, &rebuilt)), HandshakeKind::Resumed, "new trust, new sessions");
-
-    server.resumption = Resumption::Within(Duration::ZERO);
-    let (client, brief) = (tls::client_config(&client_settings).unwrap(), tls::server_config(&server).unwrap());
-    go(&client, &brief);
-    assert_ne!(kind(&go(&client, &brief)), HandshakeKind::Resumed, "too old");
+#[test]
+fn sessions_of_tls_1_2_end_alike() {
+    for tickets in [Some(HOUR), None] {
+        let mut pair = Pair::new(HOUR);
+        pair.server.tickets = tickets;
+        pair.client.protocol.ceiling = TlsCeiling::V1_2;
+        let ends = pair.built();
+        assert_eq!(
+            [kind(&ends), kind(&ends), kind(&ends)].map(|kind| kind == HandshakeKind::Resumed),
+            [false, true, true]
+        );
+        pair.server.keys.set(vec![pair.ca.credentials(&Leaf::spiffe(CART))]);
+        assert_eq!(
+            [kind(&ends), kind(&ends)],
+            [HandshakeKind::Full, HandshakeKind::Resumed],
+            "a new one of the server"
+        );
+        pair.client.keys.as_ref().unwrap().set(vec![pair.ca.credentials(&Leaf::spiffe(WEB))]);
+        assert_eq!(kind(&ends), HandshakeKind::Full, "a new one of the client");
+        let rebuilt = tls::server_config(&pair.server).unwrap();
+        assert_eq!(kind(&(ends.0.clone(), rebuilt)), HandshakeKind::Full, "new trust of the server");
+    }
+    let mut pair = Pair::new(HOUR);
+    (pair.server.tickets, pair.server.cache) = (None, None);
+    pair.client.protocol.ceiling = TlsCeiling::V1_2;
+    let ends = pair.built();
+    assert_eq!([kind(&ends), kind(&ends)], [HandshakeKind::Full; 2], "neither tickets nor a cache");
 }
 
 #[test]
