@@ -33,6 +33,9 @@ pub struct UpstreamTls {
     pub auto_host_sni: bool,
     /// Check the server's certificate against the server name sent. Default false.
     pub auto_sni_san_validation: bool,
+    /// How many sessions are kept to be resumed; 0: every handshake is a full one. Default 64 (Envoy's is 1, of all
+    /// servers of the cluster together, which few connections find).
+    pub max_session_keys: usize,
 }
 
 /// The shared half of a TLS context.

@@ -27,7 +27,7 @@ use crate::worker::Worker;
 pub async fn proxy(
     worker: &Rc<Worker>,
     connection: Connection,
-    tcp: &Arc<TcpProxy>,
+    tcp: Arc<TcpProxy>,
     named: Option<Arc<str>>,
     said: Vec<RbacReport>,
     client: Stream,
@@ -49,7 +49,7 @@ pub async fn respond(bytes: &Bytes, mut client: Stream) {
 
 struct Carrying<'a> {
     worker: &'a Rc<Worker>,
-    tcp: &'a Arc<TcpProxy>,
+    tcp: Arc<TcpProxy>,
     record: Record,
     began: Instant,
     moved: Moved,
@@ -127,6 +127,7 @@ impl Carrying<'_> {
             match reach::connect_endpoint(&self.worker.shared, cluster, &endpoint).await {
                 Ok((stream, link)) => {
                     self.feed_outlier(cluster, &endpoint, outlier::Report::Connected);
+                    self.worker.tally.upstream_handshake(cluster, &stream);
                     self.record.upstream.local = link.local;
                     self.record.upstream.identity = link.identity;
                     self.record.upstream.mtls = link.mtls;

@@ -1,10 +1,11 @@
 //! From the plan's TLS contexts and the secrets of the moment to rustls configurations, kept until either changes.
 //!
 //! A new certificate goes into the key slot that all configurations of the secret share: new handshakes take it, nothing
-//! is rebuilt. New roots or rules make the configurations that use them be built anew at the next handshake.
+//! is rebuilt. New roots or rules make the configurations that use them be built anew at the next handshake. Sessions that can
+//! be resumed belong to one configuration and to one certificate of ours: with either they are gone.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use engine::matcher::StringPattern;
 use engine::tls::{
@@ -15,10 +16,16 @@ use hashbrown::HashMap;
 use identity::tls as rust_tls;
 use parking_lot::Mutex;
 use rust_tls::{
-    ClientAuth, ClientSettings, Credentials, KeySlot, NameCheck, Pins, Protocol, Revocation, ServerSettings,
+    ClientAuth, ClientSettings, Credentials, KeySlot, NameCheck, Pins, Protocol, Revocation, ServerSettings, Sessions,
     TlsCeiling, TlsFloor, TrustBundle,
 };
 use rustls::pki_types::ServerName;
+
+use crate::net::dial::Tls;
+
+/// How long a session can be resumed (OpenSSL's and so Envoy's for TLS 1.2). It ends before with the trust and the
+/// certificates that it began under: each configuration has its own sessions.
+const SESSION: Duration = Duration::from_secs(2 * 60 * 60);
 
 /// Why there is no TLS configuration.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -70,7 +77,7 @@ pub struct ServerTls {
 impl ServerTls {
     /// The first URI name of the certificate of the moment.
     pub fn own_uri(&self) -> Option<Arc<str>> {
-        self.keys.current().first().and_then(|own| own.facts().uri_names.first()).map(|uri| Arc::from(uri.as_str()))
+        self.keys.current().first().and_then(|own| own.uri()).cloned()
     }
 }
 
@@ -83,6 +90,14 @@ pub struct ClientTls {
     pub number: u64,
     /// Whether it presents a certificate.
     pub mutual: bool,
+    sessions: Sessions,
+}
+
+impl ClientTls {
+    /// TLS towards a server of this name.
+    pub fn towards(self, name: ServerName<'static>) -> Tls {
+        Tls { config: self.config, name, sessions: self.sessions }
+    }
 }
 
 /// All TLS configurations and secrets of the process.
@@ -275,6 +290,8 @@ impl Inner {
             revocation: peer.revocation,
             alpn: alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect(),
             protocol: protocol(common),
+            tickets: (!context.disable_stateless_resumption).then_some(SESSION),
+            cache: (!context.disable_stateful_resumption).then_some(SESSION),
             ..ServerSettings::default()
         };
         let with_alpn = rust_tls::server_config(&settings)?;
@@ -291,6 +308,7 @@ impl Inner {
         }
         let keys = self.keys(common)?;
         let mutual = keys.is_some();
+        let sessions = Sessions::new(context.max_session_keys, keys.clone());
         let settings = ClientSettings {
             keys,
             trust: peer.trust,
@@ -304,7 +322,7 @@ impl Inner {
         };
         let config = rust_tls::client_config(&settings)?;
         self.numbers += 1;
-        Ok(ClientTls { config, number: self.numbers, mutual })
+        Ok(ClientTls { config, number: self.numbers, mutual, sessions })
     }
 
     fn keys(&mut self, common: &TlsCommon) -> Result<Option<Arc<KeySlot>>, Problem> {

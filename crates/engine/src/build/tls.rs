@@ -19,6 +19,11 @@ const UPSTREAM: &str = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsCon
 const RAW: &str = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
 const SPIFFE: &str = "envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig";
 
+/// Sessions that are kept where nothing is said.
+const SESSIONS: u32 = 64;
+/// More are not kept whatever is said: each is some kilobytes.
+const MOST_SESSIONS: u32 = 4096;
+
 /// A chain's transport socket: TLS, or `Some(None)` for plain bytes.
 pub(super) fn downstream(cx: &mut Context<'_>, socket: &core::TransportSocket) -> Option<Option<Arc<DownstreamTls>>> {
     typed(cx, socket, |cx, any| match type_name(any) {
@@ -83,6 +88,8 @@ fn upstream_context(cx: &mut Context<'_>, message: &tls::UpstreamTlsContext) -> 
         sni: cx.text(&message.sni),
         auto_host_sni: message.auto_host_sni,
         auto_sni_san_validation: message.auto_sni_san_validation,
+        max_session_keys: message.max_session_keys.as_ref().map_or(SESSIONS, |most| most.value.min(MOST_SESSIONS))
+            as usize,
     })
 }
 

@@ -2,23 +2,21 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use engine::rbac::RbacReport;
 use engine::reply::Flags;
-use engine::{ConnectionFacts, FilterChain, Listener, NetworkFilter, Peer};
-use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+use engine::{ConnectionFacts, FilterChain, Listener, NetworkFilter};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_rustls::LazyConfigAcceptor;
 
 use super::detect::{self, Found};
-use crate::net::canonical;
 use crate::net::stream::{Raw, Socket, Stream};
+use crate::net::{canonical, peers};
 use crate::report::record::{Downstream, Kind, Record};
 use crate::tls::Problem;
 use crate::worker::Worker;
@@ -42,10 +40,13 @@ pub struct Connection {
 /// Serves an accepted socket until it ends.
 pub async fn serve(worker: &Rc<Worker>, listener: Arc<Listener>, socket: Socket) {
     // The stages are on the heap one after the other: a connection holds no more than the one that it is in.
-    if let Some((connection, stream)) = Box::pin(establish(worker, listener, socket)).await {
-        hand_over(worker, connection, stream).await;
-    }
+    let Some((connection, stream)) = Box::pin(establish(worker, listener, socket)).await else { return };
+    let Some(service) = Box::pin(hand_over(worker, connection, stream)).await else { return };
+    service.await;
 }
+
+/// What serves a connection from here to its end.
+type Service<'w> = Pin<Box<dyn Future<Output = ()> + 'w>>;
 
 /// Detects, chooses the chain and ends TLS; `None`: the connection is refused, which is noted.
 async fn establish(worker: &Rc<Worker>, listener: Arc<Listener>, socket: Socket) -> Option<(Connection, Stream)> {
@@ -90,6 +91,7 @@ async fn establish(worker: &Rc<Worker>, listener: Arc<Listener>, socket: Socket)
         tls_failed(worker, &listener, &chain, &facts, &TlsFailure::Peer(refusal));
         return None;
     }
+    worker.tally.handshake(&listener, &stream);
     let drain = worker.drain_of(&listener, &chain);
     let downstream = Downstream { facts, listener: Arc::clone(&listener), chain: Some(Arc::clone(&chain)), own_uri };
     Some((Connection { listener, chain, downstream: Arc::new(downstream), drain }, stream))
@@ -207,35 +209,11 @@ fn tls_facts(stream: &Stream, keep: bool, facts: &mut ConnectionFacts) -> Result
     {
         facts.server_name = server.get_ref().1.server_name().map(Arc::from);
     }
-    if let Some(certificate) = state.peer_certificates().and_then(|chain| chain.first()) {
-        let certificate = keep.then(|| encoded_pem(certificate));
-        let facts_of = |facts| Arc::new(Peer { certificate, ..peer(facts) });
-        facts.peer = identity::tls::facts(state, SystemTime::now())?.map(facts_of);
+    if let Some(leaf) = state.peer_certificates().and_then(|chain| chain.first()) {
+        let known = peers::of(state, SystemTime::now())?;
+        facts.peer = known.map(|known| if keep { known.whole(leaf) } else { known.peer() });
     }
     Ok(())
-}
-
-fn peer(facts: identity::tls::PeerFacts) -> Peer {
-    Peer {
-        uri_sans: facts.uri_names.into_iter().map(Arc::from).collect(),
-        dns_sans: facts.dns_names.into_iter().map(Arc::from).collect(),
-        subject: facts.subject.into(),
-        issuer: facts.issuer.into(),
-        serial: facts.serial.into(),
-        sha256: facts.hash.into(),
-        validated: true,
-        certificate: None,
-    }
-}
-
-/// A certificate as PEM, URL-encoded as Envoy hands it on.
-fn encoded_pem(certificate: &[u8]) -> Arc<str> {
-    const ESCAPED: &AsciiSet = &CONTROLS.add(b' ').add(b'+').add(b'/').add(b'=');
-    let text = STANDARD.encode(certificate);
-    let lines = text.as_bytes().chunks(64).map(|line| String::from_utf8_lossy(line).into_owned());
-    let body = lines.collect::<Vec<_>>().join("\n");
-    let pem = format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n");
-    utf8_percent_encode(&pem, ESCAPED).to_string().into()
 }
 
 /// OpenSSL's names, as Envoy prints them.
@@ -255,8 +233,8 @@ fn cipher_name(suite: rustls::CipherSuite) -> Option<&'static str> {
     })
 }
 
-/// The network filters in order, then the protocol that ends the chain.
-async fn hand_over(worker: &Rc<Worker>, connection: Connection, stream: Stream) {
+/// The network filters in order, then the protocol that ends the chain; `None`: a filter ended the connection.
+async fn hand_over(worker: &Rc<Worker>, connection: Connection, stream: Stream) -> Option<Service<'_>> {
     let chain = Arc::clone(&connection.chain);
     let mut cluster = None;
     let mut said = Vec::new();
@@ -266,7 +244,8 @@ async fn hand_over(worker: &Rc<Worker>, connection: Connection, stream: Stream) 
                 let verdict = rbac.judge(&connection.downstream.facts);
                 said.push(verdict.report);
                 if !verdict.allowed {
-                    return denied(worker, &connection, said, verdict.details);
+                    denied(worker, &connection, said, verdict.details);
+                    return None;
                 }
             }
             NetworkFilter::ConnectionLimit { max, delay } => {
@@ -275,20 +254,24 @@ async fn hand_over(worker: &Rc<Worker>, connection: Connection, stream: Stream) 
                     if let Some(delay) = delay {
                         tokio::time::sleep(*delay).await;
                     }
-                    return;
+                    return None;
                 }
             }
             NetworkFilter::SniCluster => cluster = connection.downstream.facts.server_name.clone(),
             NetworkFilter::Extension(_) => {}
             NetworkFilter::Http(manager) => {
-                return Box::pin(http::serve::run(worker, connection, manager, stream)).await;
+                return Some(Box::pin(http::serve::run(worker, connection, Arc::clone(manager), stream)));
             }
             NetworkFilter::Tcp(tcp) => {
-                return Box::pin(tcp::proxy(worker, connection, tcp, cluster, said, stream)).await;
+                return Some(Box::pin(tcp::proxy(worker, connection, Arc::clone(tcp), cluster, said, stream)));
             }
-            NetworkFilter::DirectResponse(bytes) => return tcp::respond(bytes, stream).await,
+            NetworkFilter::DirectResponse(bytes) => {
+                let bytes = bytes.clone();
+                return Some(Box::pin(async move { tcp::respond(&bytes, stream).await }));
+            }
         }
     }
+    None
 }
 
 /// A connection that did not get as far as a chain.

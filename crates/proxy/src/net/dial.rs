@@ -4,8 +4,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use identity::tls::{Place, Sessions};
 use rustls::pki_types::ServerName;
 use socket2::{Domain, SockRef, TcpKeepalive};
 use tokio::net::{TcpSocket, UnixStream};
@@ -15,7 +16,7 @@ use tokio_rustls::TlsConnector;
 use engine::listener::{SocketOption, SocketValue, TcpKeepalive as Keepalive};
 
 use super::stream::{Raw, Socket, Stream};
-use super::{namespace, option};
+use super::{namespace, option, peers};
 
 /// Where to connect to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -24,6 +25,16 @@ pub enum Target {
     Tcp(SocketAddr),
     /// A Unix stream socket; a leading `@` means the abstract namespace.
     Unix(Arc<Path>),
+}
+
+impl Target {
+    /// Tells it from every other target.
+    fn place(&self) -> Place {
+        match self {
+            Self::Tcp(address) => Place::Socket(*address),
+            Self::Unix(path) => Place::Path(Arc::clone(path)),
+        }
+    }
 }
 
 /// How to connect.
@@ -39,8 +50,19 @@ pub struct DialOptions<'a> {
     pub keepalive: Option<Keepalive>,
     /// How long connecting and the TLS handshake may take together.
     pub timeout: Duration,
-    /// TLS, with the name of the server.
-    pub tls: Option<(Arc<rustls::ClientConfig>, ServerName<'static>)>,
+    /// TLS; `None`: plain bytes.
+    pub tls: Option<Tls>,
+}
+
+/// TLS towards a server.
+#[derive(Debug, Clone)]
+pub struct Tls {
+    /// The configuration.
+    pub config: Arc<rustls::ClientConfig>,
+    /// The name of the server.
+    pub name: ServerName<'static>,
+    /// The sessions of this configuration that may be resumed.
+    pub sessions: Sessions,
 }
 
 /// Why no connection came to be.
@@ -66,14 +88,36 @@ pub enum DialError {
 /// [`DialError`].
 pub async fn dial(target: &Target, options: DialOptions<'_>) -> Result<Stream, DialError> {
     let deadline = Instant::now() + options.timeout;
-    let socket = match timeout_at(deadline, connect(target, &options)).await {
+    let stream = once(target, &options, deadline).await?;
+    let (Some(tls), Err(_)) = (&options.tls, lasting(&stream)) else { return Ok(stream) };
+    // What a session stands for has ended while it was kept. It is forgotten, and a full handshake judges the server anew.
+    drop(stream);
+    tls.sessions.clear();
+    let stream = once(target, &options, deadline).await?;
+    lasting(&stream).map_err(|refusal| DialError::Tls(io::Error::other(rustls::Error::from(refusal))))?;
+    Ok(stream)
+}
+
+/// Whether a resumed session's certificate is still in its time; a full handshake has looked at it already.
+fn lasting(stream: &Stream) -> Result<(), identity::tls::Refusal> {
+    match stream.tls() {
+        Some(state) if state.handshake_kind() == Some(rustls::HandshakeKind::Resumed) => {
+            peers::of(state, SystemTime::now()).map(|_| ())
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn once(target: &Target, options: &DialOptions<'_>, deadline: Instant) -> Result<Stream, DialError> {
+    let socket = match timeout_at(deadline, connect(target, options)).await {
         Ok(Err(error)) if is_exhaustion(&error) => return Err(DialError::Exhausted),
         Ok(result) => result.map_err(DialError::Connect)?,
         Err(_) => return Err(DialError::Timeout),
     };
     let raw = Raw::new(socket);
-    let Some((config, name)) = options.tls else { return Ok(Stream::Plain(raw)) };
-    let handshake = TlsConnector::from(config).connect(name, raw);
+    let Some(tls) = &options.tls else { return Ok(Stream::Plain(raw)) };
+    let config = tls.sessions.towards(&tls.config, target.place());
+    let handshake = TlsConnector::from(config).connect(tls.name.clone(), raw);
     match timeout_at(deadline, handshake).await {
         Ok(Ok(tls)) => Ok(Stream::Tls(Box::new(tls.into()))),
         Ok(Err(error)) => Err(DialError::Tls(error)),

@@ -7,6 +7,7 @@ pub mod frames;
 pub mod listen;
 pub mod namespace;
 pub mod option;
+pub mod peers;
 pub mod relay;
 pub mod stream;
 

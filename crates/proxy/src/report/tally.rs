@@ -19,6 +19,7 @@ use super::line::Log;
 use super::party;
 use super::record::{Downstream, Kind, Record, Wants};
 use super::watchtower::Watchtower;
+use crate::net::stream::Stream;
 use crate::overload::Door;
 
 /// Most pointers to edges that are kept at once; beyond, all are forgotten and found again.
@@ -270,6 +271,26 @@ impl Tally {
     /// Counts a client whose first bytes a listener filter refused.
     pub fn detection_failed(&self, listener: &engine::Listener) {
         self.listener(listener).downstream_listener_filter_error.inc();
+    }
+
+    /// Counts a TLS handshake with a client, and whether it resumed a session.
+    pub fn handshake(&self, listener: &engine::Listener, stream: &Stream) {
+        let Some(state) = stream.tls() else { return };
+        let cells = self.listener(listener);
+        cells.ssl_handshake.inc();
+        if state.handshake_kind() == Some(rustls::HandshakeKind::Resumed) {
+            cells.ssl_session_reused.inc();
+        }
+    }
+
+    /// Counts a TLS handshake with an endpoint, and whether it resumed a session.
+    pub fn upstream_handshake(&self, cluster: &Cluster, stream: &Stream) {
+        let Some(state) = stream.tls() else { return };
+        let cells = self.cluster(cluster);
+        cells.ssl_handshake.inc();
+        if state.handshake_kind() == Some(rustls::HandshakeKind::Resumed) {
+            cells.ssl_session_reused.inc();
+        }
     }
 
     /// Counts a TLS handshake that failed on the client's side; `cause` is one of a small set of words.

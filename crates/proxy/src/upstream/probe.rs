@@ -181,7 +181,7 @@ impl Asked<'_> {
             None => None,
             Some(context) => {
                 let client = self.shared.tls.client(context).map_err(|_| Broken)?;
-                Some((client.config, server_name(context.sni.as_deref())))
+                Some(client.towards(server_name(context.sni.as_deref())))
             }
         };
         Ok(connect(self.cluster, &self.target()?, tls).await?)

@@ -18,8 +18,9 @@ use super::failure::{Failure, Kind};
 use super::pool::{H1, Key, Link, Pool, Stream as H2Stream};
 use crate::h1::client::Client;
 use crate::http::body::UpBody;
-use crate::net::dial::{DialError, DialOptions, Target, dial};
+use crate::net::dial::{DialError, DialOptions, Target, Tls, dial};
 use crate::net::frames::Frames;
+use crate::net::peers;
 use crate::net::stream::{Ahead, Stream};
 use crate::shared::Shared;
 use crate::tls::server_name;
@@ -275,6 +276,7 @@ impl Reaching<'_> {
         let stream = stream.inspect_err(|_| {
             endpoint.state.connect_failures.fetch_add(1, Ordering::Relaxed);
         })?;
+        self.worker.tally.upstream_handshake(self.want.cluster, &stream);
         let link = Rc::new(link_of(&stream));
         Ok(Opened { stream, link, open })
     }
@@ -295,11 +297,9 @@ impl Reaching<'_> {
         let client = self.worker.shared.tls.client(context);
         let client = client.map_err(|problem| Failure::connect(&format!("TLS configuration: {problem}")))?;
         let name = self.key.server_name.as_deref().or(context.sni.as_deref());
-        Ok((client.config, server_name(name)))
+        Ok(client.towards(server_name(name)))
     }
 }
-
-type Tls = (Arc<rustls::ClientConfig>, rustls::pki_types::ServerName<'static>);
 
 /// A connection to an endpoint of a cluster, as the cluster says.
 ///
@@ -338,7 +338,7 @@ pub async fn connect_endpoint(
         Some(context) => {
             let client = shared.tls.client(context);
             let client = client.map_err(|problem| Failure::connect(&format!("TLS configuration: {problem}")))?;
-            Some((client.config, server_name(context.sni.as_deref())))
+            Some(client.towards(server_name(context.sni.as_deref())))
         }
     };
     let stream = connect(cluster, &target, tls).await?;
@@ -355,10 +355,10 @@ fn system_text(error: &std::io::Error) -> String {
 fn link_of(stream: &Stream) -> Link {
     let local = stream.raw().local();
     let Some(state) = stream.tls() else { return Link { local, ..Link::default() } };
-    let identity =
-        identity::tls::facts(state, std::time::SystemTime::now()).ok().flatten().and_then(|facts| facts.identity);
+    let known = peers::of(state, std::time::SystemTime::now()).ok().flatten();
+    let identity = known.and_then(|known| known.identity.clone());
     let mtls = identity.is_some();
-    Link { local, identity: identity.map(|identity| identity.to_string().into()), mtls }
+    Link { local, identity, mtls }
 }
 
 fn handshake_failure(error: &hyper::Error) -> Failure {

@@ -10,5 +10,6 @@ mod http;
 mod http2;
 mod limits;
 mod pressure;
+mod resumption;
 mod tcp;
 mod world;

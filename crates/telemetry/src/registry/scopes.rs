@@ -129,6 +129,7 @@ scope! {
         ssl_connection_error = "ssl.connection_error",
         ssl_fail_verify_error = "ssl.fail_verify_error",
         ssl_fail_verify_san = "ssl.fail_verify_san",
+        ssl_session_reused = "ssl.session_reused",
         upstream_rq_cancelled = "upstream_rq_cancelled",
         upstream_rq_completed = "upstream_rq_completed",
         upstream_rq_maintenance_mode = "upstream_rq_maintenance_mode",
