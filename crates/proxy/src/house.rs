@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use engine::{Address, Plan};
 use identity::tls::Credentials;
 use parking_lot::Mutex;
+use prost::Message;
 use proto::envoy::config::bootstrap::v3::Bootstrap;
 use proto::envoy::config::core::v3::{address as proto_address, socket_address::PortSpecifier};
 use proto::google::protobuf::Any;
@@ -22,9 +23,9 @@ use crate::shared::Shared;
 /// What the administration knows and may change.
 pub struct Rooms {
     shared: Arc<Shared>,
-    bootstrap: Arc<Bootstrap>,
+    /// As bytes: read in full it would be several times as large, and it is asked for by people alone.
+    bootstrap: Vec<u8>,
     workers: usize,
-    anywhere: bool,
     commands: mpsc::UnboundedSender<Command>,
     draining: AtomicBool,
     failing: AtomicBool,
@@ -36,9 +37,8 @@ impl Rooms {
     pub fn new(shared: &Arc<Shared>, settings: &Settings, commands: mpsc::UnboundedSender<Command>) -> Arc<Self> {
         Arc::new(Self {
             shared: Arc::clone(shared),
-            bootstrap: Arc::new(settings.bootstrap.clone()),
+            bootstrap: settings.bootstrap.encode_to_vec(),
             workers: settings.concurrency.max(1),
-            anywhere: settings.admin_anywhere,
             commands,
             draining: AtomicBool::new(false),
             failing: AtomicBool::new(false),
@@ -63,7 +63,7 @@ impl House for Rooms {
     }
 
     fn bootstrap(&self) -> Arc<Bootstrap> {
-        Arc::clone(&self.bootstrap)
+        Arc::new(Bootstrap::decode(self.bootstrap.as_slice()).unwrap_or_default())
     }
 
     fn held(&self, type_url: &str) -> Vec<Held> {
@@ -122,8 +122,8 @@ impl Admin {
     ///
     /// # Errors
     /// The address cannot be had.
-    pub async fn open(rooms: &Rooms, inherited: Option<OwnedFd>) -> Result<Self, BindError> {
-        let configured = rooms.bootstrap.admin.as_ref().and_then(|admin| admin.address.as_ref());
+    pub async fn open(settings: &Settings, inherited: Option<OwnedFd>) -> Result<Self, BindError> {
+        let configured = settings.bootstrap.admin.as_ref().and_then(|admin| admin.address.as_ref());
         let Some(address) = configured.and_then(|address| address.address.as_ref()) else { return Ok(Self(None)) };
         let address = match address {
             proto_address::Address::Pipe(pipe) => Address::Unix(std::path::Path::new(&pipe.path).into()),
@@ -144,7 +144,7 @@ impl Admin {
             let failed = |error| BindError::System { address: address.to_string(), error };
             return adopted.map(Some).map(Self).map_err(failed);
         }
-        admin::bind(&address, Scope::Admin, rooms.anywhere).await.map(Some).map(Self)
+        admin::bind(&address, Scope::Admin, settings.admin_anywhere).await.map(Some).map(Self)
     }
 
     /// The port, for TCP.

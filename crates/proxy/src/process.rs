@@ -150,13 +150,15 @@ impl Proxy {
         let mut inheritance = inherit(&settings)?;
         let office = Successor::prepare(&settings, inheritance.is_some(), &commands)?;
         let inherited = inheritance.as_mut().and_then(Inheritance::claim_admin);
-        let admin = runtime.block_on(Admin::open(&rooms, inherited));
+        let admin = runtime.block_on(Admin::open(&settings, inherited));
         let admin = admin.map_err(|error| StartError::Admin(error.to_string()))?;
         let configuration = {
             let _inside = runtime.enter();
             let (shared, workers) = (Arc::clone(&shared), Arc::clone(&workers));
             Configuration::new(shared, workers, store, &settings.bootstrap, saved, settings.state_wait, inheritance)
         };
+        // What it says is in the plan now; of ten thousand services it would be more than the plan.
+        settings.bootstrap = Bootstrap::default();
         let admin_port = admin.port();
         let listening = configuration.listening.subscribe();
         let progress = configuration.progress.subscribe();
@@ -286,7 +288,7 @@ struct Keeper {
 impl Keeper {
     async fn run(mut self, configuration: Configuration, admin: Admin) {
         let progress = configuration.progress.subscribe();
-        tokio::spawn(settle(progress.clone()));
+        tokio::spawn(settle(progress.clone(), Arc::clone(&self.workers)));
         self.rooms.watch(progress.clone());
         if let Some(office) = self.office.take() {
             let listening = configuration.listening.subscribe();
@@ -349,11 +351,25 @@ impl Keeper {
     }
 }
 
-/// Gives back what the start needed, once it is over.
-async fn settle(mut progress: watch::Receiver<Progress>) {
-    if progress.wait_for(|progress| progress.ready).await.is_ok() {
-        tokio::time::sleep(crate::settle::AFTER).await;
-        crate::settle::settle();
+/// Gives back what the start needed, once it is over; and from then on, whenever a time of work is followed by rest, what the
+/// work left.
+async fn settle(mut progress: watch::Receiver<Progress>, workers: Arc<Vec<Handle>>) {
+    if progress.wait_for(|progress| progress.ready).await.is_err() {
+        return;
+    }
+    tokio::time::sleep(crate::settle::AFTER).await;
+    crate::settle::release_code();
+    let everywhere = || {
+        workers.iter().for_each(|worker| worker.order(Order::GiveBack));
+        crate::settle::trim();
+    };
+    everywhere();
+    let mut rest = crate::settle::Rest::default();
+    loop {
+        tokio::time::sleep(crate::settle::LOOK).await;
+        if rest.begins(crate::settle::spent()) {
+            everywhere();
+        }
     }
 }
 

@@ -1,14 +1,54 @@
 //! Memory that only the start needs, given back once the proxy runs: what the allocator keeps of the parsed
 //! configuration, and the pages of code that read it. Code that is needed again comes back from the page cache.
+//!
+//! The same again for what the allocator keeps after a time of work: of the exchanges that were under way, between the
+//! connections that stay.
 
 use std::time::Duration;
 
 /// From readiness to giving back: the first connections and the first scrape should not be slowed.
 pub const AFTER: Duration = Duration::from_secs(2);
 
-/// Gives back what it can; the process goes on as before.
-pub fn settle() {
-    trim();
+/// Between two looks at whether the process rests.
+pub const LOOK: Duration = Duration::from_secs(1);
+/// Time on processors between two looks (of all threads together) from which on the process works.
+const WORK: Duration = Duration::from_millis(40);
+/// So many looks without work are rest.
+const LOOKS: u32 = 2;
+
+/// Tells when a time of work is over.
+#[derive(Debug, Default)]
+pub struct Rest {
+    spent: Duration,
+    worked: bool,
+    quiet: u32,
+}
+
+impl Rest {
+    /// At each look: the time on processors so far. True once after work, when it has rested long enough.
+    pub fn begins(&mut self, spent: Duration) -> bool {
+        let works = spent.saturating_sub(self.spent) >= WORK;
+        self.spent = spent;
+        self.quiet = if works { 0 } else { self.quiet.saturating_add(1) };
+        self.worked |= works;
+        let begins = self.worked && self.quiet >= LOOKS;
+        self.worked &= !begins;
+        begins
+    }
+}
+
+/// The time that this process has spent on processors, in steps of 10 ms.
+pub fn spent() -> Duration {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // The second field is the program's name in brackets, and may hold anything. `utime` and `stime` are 14 and 15.
+    let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let ticks: u64 =
+        fields.split_ascii_whitespace().skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+    Duration::from_millis(ticks.saturating_mul(10))
+}
+
+/// Gives back the pages of the program's code; the process goes on as before.
+pub fn release_code() {
     for mapping in own_mappings() {
         release(mapping);
     }
@@ -59,8 +99,9 @@ fn header(line: &str, program: &str) -> Option<Option<Mapping>> {
     Some(clean.then_some(Mapping { begin, end }))
 }
 
+/// Gives back what the allocators keep free: of this thread, and of the C library for all threads.
 #[allow(unsafe_code, reason = "the allocators' own functions; they touch nothing that is in use")]
-fn trim() {
+pub fn trim() {
     // SAFETY: takes no pointer and may be called at any time from any thread, whichever allocator the program has.
     unsafe {
         libmimalloc_sys::mi_collect(true);
@@ -113,8 +154,22 @@ Anonymous:             0 kB
     }
 
     #[test]
+    fn rest_begins_once_after_work() {
+        let mut rest = Rest::default();
+        let mut spent = Duration::ZERO;
+        let mut look = |work: u64| {
+            spent += Duration::from_millis(work);
+            rest.begins(spent)
+        };
+        let seen = [900, 0, 1, 0, 0, 700, 3, 800, 2, 5, 0].map(&mut look);
+        let at = |look| seen.iter().enumerate().filter(|(_, begins)| **begins).map(|(at, _)| at).eq(look);
+        assert!(at([2, 9].into_iter()), "{seen:?}");
+    }
+
+    #[test]
     fn the_process_goes_on() {
-        settle();
+        trim();
+        release_code();
         assert!(!own_mappings().is_empty());
     }
 }

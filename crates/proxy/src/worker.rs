@@ -54,6 +54,8 @@ pub enum Order {
         /// As in [`Order::Listen`].
         socket: u64,
     },
+    /// Give back what the allocator keeps for this thread.
+    GiveBack,
     /// Serve a connection that another worker accepted.
     Take {
         /// The listener's name.
@@ -235,6 +237,7 @@ impl Worker {
                 Ok(stream) => self.serve(&listener, Socket::Tcp(stream)),
                 Err(error) => tracing::debug!(%error, "a connection that was handed over is lost"),
             },
+            Order::GiveBack => crate::settle::trim(),
             Order::PlanChanged => self.follow_plan(),
             Order::Shed { inbound_only } => self.shed(inbound_only),
             Order::Drain { .. } => {}

@@ -82,17 +82,17 @@ pub async fn serve(shared: &Rc<HttpConnection>, stream: Stream, ahead: BytesMut)
         let mut blanks = 0;
         let head = match poll_fn(|cx| conn.poll_head(cx, shared, &mut scan, &mut blanks)).await {
             Ok(Some(head)) => head,
-            Ok(None) => return conn.close(false).await,
+            Ok(None) => return Box::pin(conn.close(false)).await,
             Err(Fault::Malformed(fault)) => {
-                conn.refuse(fault).await;
+                Box::pin(conn.refuse(fault)).await;
                 return Err(Fault::Malformed(fault));
             }
             Err(fault) => return Err(fault),
         };
-        // On the heap, so that an idle connection does not hold the room of an exchange.
+        // On the heap, so that an idle connection does not hold the room of an exchange, nor of its end.
         match Box::pin(conn.exchange(shared, head)).await? {
             Then::Next => {}
-            Then::Close { unread } => return conn.close(unread).await,
+            Then::Close { unread } => return Box::pin(conn.close(unread)).await,
             Then::Gone => return Ok(()),
         }
     }

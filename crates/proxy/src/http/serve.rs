@@ -87,16 +87,17 @@ pub struct HttpConnection {
 }
 
 /// Serves one connection until it ends.
-pub async fn run(worker: &Rc<Worker>, connection: Connection, manager: &Arc<HttpManager>, stream: Stream) {
-    let Some((h2, stream)) = which(manager, &connection, stream).await else { return };
+pub async fn run(worker: &Rc<Worker>, connection: Connection, manager: Arc<HttpManager>, stream: Stream) {
+    // Boxed: what looks at the first bytes is not held by the connection that goes on.
+    let Some((h2, stream)) = Box::pin(which(&manager, &connection, stream)).await else { return };
     let stream = if h2 { stream.guarding(Frames::of_client()) } else { stream };
     let shared = Rc::new(HttpConnection {
         worker: Rc::clone(worker),
-        manager: Arc::clone(manager),
         downstream: Arc::clone(&connection.downstream),
-        certificate: arrive::certificate(manager, &connection.downstream),
+        certificate: arrive::certificate(&manager, &connection.downstream),
         site: worker.tally.site(&connection.downstream),
         authority: RefCell::new(Text::from("")),
+        manager,
         peer: RefCell::default(),
         h2,
         active: Cell::new(0),
@@ -117,12 +118,14 @@ pub async fn run(worker: &Rc<Worker>, connection: Connection, manager: &Arc<Http
             // On the heap: hyper and the runtime move a stream's future about, and copies of an exchange are not cheap.
             move |request: Request<Incoming>| Box::pin(answer(Rc::clone(&shared), request))
         };
-        let serving = h2_builder(manager).serve_connection(TokioIo::new(stream), service_fn(handle));
-        let ended = Box::pin(guarded.run(serving, connection.drain, http2::Connection::graceful_shutdown)).await;
+        let serving = h2_builder(&shared.manager).serve_connection(TokioIo::new(stream), service_fn(handle));
+        let guarded =
+            async { guarded.run(pin!(serving), connection.drain, http2::Connection::graceful_shutdown).await };
+        let ended = Box::pin(guarded).await;
         counted.end_h2(ended.and_then(Result::err).as_ref());
     } else {
         let (stream, ahead) = stream.into_parts();
-        let serving = h1::server::serve(&shared, stream, ahead);
+        let serving = pin!(h1::server::serve(&shared, stream, ahead));
         let ended = guarded.run(serving, connection.drain, |_| shared.closing.set(true)).await;
         counted.end_h1(ended.and_then(Result::err));
     }
@@ -293,11 +296,10 @@ impl Guarded<'_> {
     /// Runs a connection to its end; `None`: it was cut off.
     async fn run<C: Future>(
         mut self,
-        connection: C,
+        mut connection: Pin<&mut C>,
         mut drain: watch::Receiver<bool>,
         shut_down: impl Fn(Pin<&mut C>),
     ) -> Option<C::Output> {
-        let mut connection = pin!(connection);
         let began = Instant::now();
         let mut look = pin!(tokio::time::sleep(self.first_look()));
         let mut ending = Ending::No;
