@@ -74,7 +74,7 @@ impl Sessions {
             return Arc::clone(config);
         }
         let mut config = ClientConfig::clone(config);
-        config.resumption = Resumption::store(Arc::new(self.of(place)));
+        config.resumption = Resumption::store(Arc::new(OfServer { key: Some(self.key()), ..self.of(place) }));
         Arc::new(config)
     }
 
@@ -84,7 +84,7 @@ impl Sessions {
     }
 
     pub(super) fn of(&self, place: Place) -> OfServer {
-        OfServer { place, key: self.key(), sessions: self.clone() }
+        OfServer { place, key: None, sessions: self.clone() }
     }
 
     fn key(&self) -> u64 {
@@ -103,8 +103,9 @@ impl fmt::Debug for Sessions {
 #[derive(Debug)]
 pub(super) struct OfServer {
     place: Place,
-    /// Of the moment before the handshake: should the key change meanwhile, what the handshake brings is not offered.
-    key: u64,
+    /// Of the moment before the handshake: should the key change meanwhile, what the handshake brings is not offered. `None`:
+    /// this is the store of many connections.
+    key: Option<u64>,
     sessions: Sessions,
 }
 
@@ -118,7 +119,8 @@ impl OfServer {
             kept.sessions.pop_back();
         }
         let server = (self.place.clone(), name);
-        kept.sessions.push_front(Kept { server, key: self.key, session });
+        let key = self.key.unwrap_or_else(|| self.sessions.key());
+        kept.sessions.push_front(Kept { server, key, session });
     }
 
     fn is_for(&self, kept: &Kept, name: &ServerName<'_>) -> bool {

@@ -348,7 +348,8 @@ fn sessions_end_with_time() {
 
 #[test]
 fn only_so_many_sessions_are_kept_and_each_for_its_own_server() {
-    let pair = Pair::new(HOUR);
+    let mut pair = Pair::new(HOUR);
+    pair.client.sessions = None;
     let (client, server) = pair.built();
     let to = |sessions: &Sessions, port: u16| {
         let place = Place::Socket(([127, 0, 0, 1], port).into());
