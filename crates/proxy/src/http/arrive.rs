@@ -14,7 +14,6 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode, Uri, Version, request};
 
 use super::seen::Seen;
-use super::serve::HttpConnection;
 use super::text::Text;
 use crate::report::record::Downstream;
 
@@ -84,17 +83,40 @@ static NEVER_FROM_OUTSIDE: [HeaderName; 5] = [
 const NEVER_NOMINATED: [&str; 6] =
     ["host", "content-length", "authorization", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-client-cert"];
 
+/// Who sends heads over one connection, and by which rules they are read.
+#[derive(Debug, Clone, Copy)]
+pub struct Client<'a> {
+    /// The HTTP manager of its chain.
+    pub manager: &'a HttpManager,
+    /// The connection.
+    pub downstream: &'a Downstream,
+    /// What this hop says of its certificate in `x-forwarded-client-cert`; see [`certificate`].
+    pub certificate: Option<&'a HeaderValue>,
+    /// The host that it asked for last: most clients ask for the same one again, which is then shared.
+    pub host: &'a RefCell<Text>,
+}
+
+impl Client<'_> {
+    fn named(&self, host: &str) -> Text {
+        let mut last = self.host.borrow_mut();
+        if **last != *host {
+            *last = host.into();
+        }
+        last.clone()
+    }
+}
+
 /// Makes a head canonical.
 ///
 /// # Errors
 /// The answer for a request that cannot be served.
-pub fn canonical(shared: &HttpConnection, parts: request::Parts) -> Result<Head, LocalReply> {
-    let (manager, connection) = (&*shared.manager, &shared.downstream.facts);
+pub fn canonical(client: Client<'_>, parts: request::Parts, dice: &mut Dice) -> Result<Head, LocalReply> {
+    let (manager, connection) = (client.manager, &client.downstream.facts);
     let request::Parts { mut method, uri, version, mut headers, mut extensions, .. } = parts;
     let seen = Seen::of(&headers);
     check_version(manager, version)?;
     check_headers(manager, version, seen, &mut headers)?;
-    let authority = authority(shared, &uri, version, &method, &mut headers)?;
+    let authority = authority(client, &uri, version, &method, &mut headers)?;
     let mut upgrade = hop_by_hop(version, seen, &mut headers);
     if method == Method::CONNECT {
         upgrade = Some(CONNECT.to_owned());
@@ -111,8 +133,8 @@ pub fn canonical(shared: &HttpConnection, parts: request::Parts) -> Result<Head,
     let (remote, internal) = client_address(manager, connection, seen, &mut headers);
     sanitize(manager, remote, internal, seen, &mut headers);
     let scheme = scheme(manager, connection, seen, &mut headers);
-    request_id(manager, internal, seen, &mut headers, &mut shared.worker.dice.borrow_mut());
-    client_certificate(shared, seen, &mut headers);
+    request_id(manager, internal, seen, &mut headers, dice);
+    client_certificate(client, seen, &mut headers);
     if let Some(via) = &manager.via {
         headers.append(header::VIA, via.clone());
     }
@@ -182,13 +204,13 @@ fn check_length(version: Version, headers: &mut HeaderMap) -> Result<(), LocalRe
 }
 
 fn authority(
-    shared: &HttpConnection,
+    client: Client<'_>,
     uri: &Uri,
     version: Version,
     method: &Method,
     headers: &mut HeaderMap,
 ) -> Result<Text, LocalReply> {
-    let manager = &shared.manager;
+    let manager = client.manager;
     let missing = || refuse(StatusCode::BAD_REQUEST, "missing_host_header");
     let bad = || malformed(StatusCode::BAD_REQUEST, "http.invalid_authority");
     let mut hosts = headers.get_all(header::HOST).iter();
@@ -199,7 +221,7 @@ fn authority(
     let named = match (uri.authority(), host) {
         // A target in absolute form wins over the Host header (RFC 9112 section 3.2.2).
         (Some(authority), _) => Text::Authority(authority.clone()),
-        (None, Some(host)) => shared.named(host.to_str().map_err(|_| bad())?),
+        (None, Some(host)) => client.named(host.to_str().map_err(|_| bad())?),
         (None, None) if version == Version::HTTP_10 => {
             manager.http1.default_host_for_http_10.as_deref().ok_or_else(missing)?.into()
         }
@@ -214,7 +236,7 @@ fn authority(
     if host.is_some() {
         headers.remove(header::HOST);
     }
-    let stripped = match engine::path::authority(&named, &manager.path, shared.downstream.facts.local.port()) {
+    let stripped = match engine::path::authority(&named, &manager.path, client.downstream.facts.local.port()) {
         Cow::Borrowed(same) if same.len() == named.len() => None,
         other => Some(other.into_owned()),
     };
@@ -450,17 +472,17 @@ fn uuid_text(bits: u128) -> [u8; 36] {
 }
 
 /// `x-forwarded-client-cert`, as the manager's rule says.
-fn client_certificate(shared: &HttpConnection, seen: Seen, headers: &mut HeaderMap) {
+fn client_certificate(client: Client<'_>, seen: Seen, headers: &mut HeaderMap) {
     use ForwardClientCertMode as Mode;
     let told = seen.any(Seen::CLIENT_CERTIFICATE);
-    let mutual = shared.downstream.facts.peer.as_ref().is_some_and(|peer| peer.validated);
-    let value = match shared.manager.client_cert.mode {
+    let mutual = client.downstream.facts.peer.as_ref().is_some_and(|peer| peer.validated);
+    let value = match client.manager.client_cert.mode {
         Mode::AlwaysForwardOnly => return,
         Mode::ForwardOnly if mutual => return,
-        Mode::AppendForward | Mode::SanitizeSet if mutual => shared.certificate.clone(),
+        Mode::AppendForward | Mode::SanitizeSet if mutual => client.certificate.cloned(),
         _ => None,
     };
-    let before = (told && shared.manager.client_cert.mode == Mode::AppendForward)
+    let before = (told && client.manager.client_cert.mode == Mode::AppendForward)
         .then(|| headers.get(X_FORWARDED_CLIENT_CERT))
         .flatten()
         .and_then(|value| value.to_str().ok());

@@ -57,7 +57,7 @@ pub async fn exchange(
     }
     let (parts, incoming) = request.into_parts();
 
-    let mut head = match arrive::canonical(shared, parts) {
+    let mut head = match arrive::canonical(shared.client(), parts, &mut shared.worker.dice.borrow_mut()) {
         Ok(head) => head,
         Err(reply) => return exchange.reply(reply, None),
     };

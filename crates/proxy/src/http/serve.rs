@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use super::alarm::Alarm;
+use super::arrive::Client;
 use super::body::Incoming as Coming;
 use super::respond::DownBody;
 use super::stalled::Streams;
@@ -132,13 +133,10 @@ pub async fn run(worker: &Rc<Worker>, connection: Connection, manager: Arc<HttpM
 }
 
 impl HttpConnection {
-    /// The host that is asked for; most clients ask for the same one again.
-    pub fn named(&self, host: &str) -> Text {
-        let mut last = self.authority.borrow_mut();
-        if **last != *host {
-            *last = host.into();
-        }
-        last.clone()
+    /// Who sends the heads of its requests.
+    pub fn client(&self) -> Client<'_> {
+        let (manager, downstream) = (&*self.manager, &*self.downstream);
+        Client { manager, downstream, certificate: self.certificate.as_ref(), host: &self.authority }
     }
 
     /// What the logs of the chain read beyond what every record has.
