@@ -13,7 +13,7 @@ use proxy::h1::probe;
 use proxy::process::{Proxy, Settings};
 
 /// A connection that its client has ended does not live longer than this.
-const LIMIT: Duration = Duration::from_secs(5);
+const LIMIT: Duration = Duration::from_secs(20);
 
 /// Whole requests that reached the server, and those that clients sent.
 static SERVED: AtomicUsize = AtomicUsize::new(0);

@@ -77,7 +77,7 @@ pub(crate) fn raise_loopback() -> Result<()> {
 /// Builds `tulle` and starts this program again in a network namespace of its own.
 pub(crate) fn run_inside(tulle: Option<&PathBuf>) -> Result<bool> {
     let tulle = match tulle {
-        Some(path) => path.clone(),
+        Some(path) => std::path::absolute(path)?,
         None => build_tulle()?,
     };
     let mut command = Command::new("unshare");

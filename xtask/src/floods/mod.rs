@@ -85,8 +85,8 @@ async fn all(args: &Args, tulle: PathBuf, attackers: &Attackers) -> Result<bool>
     let time = Duration::from_secs(args.seconds);
     let wanted = |name: &str| args.only.is_empty() || args.only.iter().any(|only| only == name);
     println!(
-        "{:<16} {:>9} {:>9} {:>9} {:>8} {:>6} {:>9}",
-        "attack", "before", "p99", "memory", "cut", "CPU", "attackers"
+        "{:<16} {:>9} {:>9} {:>9} {:>9} {:>8} {:>6} {:>9}",
+        "attack", "before", "p99", "memory", "sent", "cut", "CPU", "attackers"
     );
     for attack in ATTACKS.iter().filter(|attack| wanted(attack.name)) {
         let mut wrong = Vec::new();

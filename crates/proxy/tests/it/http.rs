@@ -138,15 +138,16 @@ fn retries_make_no_storm() {
     std::thread::scope(|scope| {
         for _ in 0..20 {
             scope.spawn(|| {
-                for _ in 0..10 {
-                    assert_eq!(get(at, "/busy/50", "").status, 503);
+                for _ in 0..8 {
+                    assert_eq!(get(at, "/busy/100", "").status, 503);
                 }
             });
         }
     });
-    // All would be retried three times. Of 20 under way four may be retries, a quarter of the other sixteen.
-    let retries = backend.requests() - 200;
-    assert!((1..=70).contains(&retries), "{retries} retries of 200 requests");
+    // All would be retried three times. Of 20 under way four may be retries, a quarter of the other sixteen: some 40, and more
+    // where first attempts take longer.
+    let retries = backend.requests() - 160;
+    assert!((1..=100).contains(&retries), "{retries} retries of 160 requests");
 }
 
 #[test]
