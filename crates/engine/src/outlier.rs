@@ -34,7 +34,10 @@ pub struct OutlierConfig {
     pub max_ejection_time: Duration,
     /// A random part of this is added. Default 0.
     pub max_ejection_jitter: Duration,
-    /// Share of endpoints that may be out. Default 10.
+    /// Endpoints that are well again within this time of the last change get requests this much later
+    /// (`common_lb_config.update_merge_window`, in which Envoy gathers changes). 0: at once. Default 1 s.
+    pub merge_window: Duration,
+    /// Share of endpoints that may be out; of fewer endpoints than one is such a share of, none is put out. Default 10.
     pub max_ejection_percent: u32,
     /// One endpoint may be out whatever the share says. Default false.
     pub always_eject_one: bool,
@@ -229,6 +232,15 @@ fn fires(row: &AtomicU32, limit: u32) -> bool {
 pub struct Monitor {
     /// One decision at a time, so that the share of ejected endpoints is kept.
     decisions: Mutex<()>,
+    changes: Mutex<Changes>,
+}
+
+/// When balancing was told of changes.
+#[derive(Debug, Default)]
+struct Changes {
+    last: Option<Moment>,
+    /// Endpoints have come back of which it is to hear then.
+    due: Option<Moment>,
 }
 
 impl Monitor {
@@ -265,7 +277,7 @@ impl Monitor {
             event = event.or(new);
         }
         if event.is_some() {
-            cluster.balancer.refresh(now);
+            self.changed(cluster, now);
         }
         event
     }
@@ -280,7 +292,7 @@ impl Monitor {
         let _one = locked(&self.decisions);
         state.forget_rows();
         state.ejected.store(false, Ordering::Relaxed);
-        cluster.balancer.refresh(now);
+        self.changed(cluster, now);
         Some(Event { endpoint: endpoint.clone(), kind: EventKind::Returned })
     }
 
@@ -301,9 +313,36 @@ impl Monitor {
             }
         }
         if !events.is_empty() {
-            cluster.balancer.refresh(now);
+            let returns = events.iter().all(|event| event.kind == EventKind::Returned);
+            self.heard(cluster, now, returns.then_some(config.merge_window));
         }
         events
+    }
+
+    /// Lets endpoints that came back be chosen when it is time; to be called more often than endpoints are looked at.
+    pub fn catch_up(&self, cluster: &Cluster, now: Moment) {
+        if locked(&self.changes).due.is_some_and(|due| due <= now) {
+            self.changed(cluster, now);
+        }
+    }
+
+    fn changed(&self, cluster: &Cluster, now: Moment) {
+        self.heard(cluster, now, None);
+    }
+
+    /// Something changed. Balancing hears of it at once, or, within a window behind the last time, when that is over. Envoy makes
+    /// ejections wait as well; a bad endpoint is not given more time here.
+    fn heard(&self, cluster: &Cluster, now: Moment, window: Option<Duration>) {
+        let mut changes = locked(&self.changes);
+        if let Some(window) = window
+            && changes.last.is_some_and(|last| now - last < window)
+        {
+            changes.due.get_or_insert(now + window);
+            return;
+        }
+        *changes = Changes { last: Some(now), due: None };
+        drop(changes);
+        cluster.balancer.refresh(now);
     }
 
     /// Puts an endpoint out, if it is in and the share of ejected endpoints allows it.
@@ -323,8 +362,9 @@ impl Monitor {
         }
         let event = |kind| Some(Event { endpoint: endpoint.clone(), kind });
         let out = cluster.endpoints.iter().filter(|endpoint| endpoint.state.outlier.is_ejected()).count();
-        let share = 100.0 * out as f64 / cluster.endpoints.len().max(1) as f64;
-        let allowed = share < f64::from(config.max_ejection_percent) || (config.always_eject_one && out == 0);
+        // The share with this one.
+        let share = 100.0 * (out + 1) as f64 / cluster.endpoints.len().max(1) as f64;
+        let allowed = share <= f64::from(config.max_ejection_percent) || (config.always_eject_one && out == 0);
         if !allowed {
             return event(EventKind::Overflow { cause });
         }

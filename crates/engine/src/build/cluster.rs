@@ -105,7 +105,11 @@ fn config(cx: &mut Context<'_>, message: &xds::Cluster) -> Option<ClusterConfig>
             .and_then(|breakers| breakers.per_host_thresholds.first())
             .and_then(|limits| limits.max_connections.as_ref())
             .map(|max| max.value),
-        outlier: cx.optional("outlier_detection", message.outlier_detection.as_ref(), outlier).map(Arc::new),
+        outlier: {
+            let window = merge_window(cx, message);
+            let outlier = |cx: &mut Context<'_>, found: &xds::OutlierDetection| outlier(cx, found, window);
+            cx.optional("outlier_detection", message.outlier_detection.as_ref(), outlier).map(Arc::new)
+        },
         health_check: super::health::checks(cx, &message.health_checks, http.protocol).map(Arc::new),
         close_on_failure: message.close_connections_on_host_health_failure,
         source_address: source.as_ref().and_then(|(address, _)| address.socket()).filter(is_chosen),
@@ -561,7 +565,14 @@ fn threshold_limits(cx: &mut Context<'_>, message: &xds::circuit_breakers::Thres
     }
 }
 
-fn outlier(cx: &mut Context<'_>, message: &xds::OutlierDetection) -> Option<OutlierConfig> {
+/// How long Envoy gathers changes of endpoints' health before its workers hear of them.
+fn merge_window(cx: &mut Context<'_>, message: &xds::Cluster) -> Duration {
+    let window = message.common_lb_config.as_ref().and_then(|common| common.update_merge_window.as_ref());
+    let window = cx.field("common_lb_config", |cx| cx.duration("update_merge_window", window));
+    window.unwrap_or(Duration::from_secs(1))
+}
+
+fn outlier(cx: &mut Context<'_>, message: &xds::OutlierDetection, merge_window: Duration) -> Option<OutlierConfig> {
     let percent = |cx: &mut Context<'_>, name: &'static str, value: Option<&UInt32Value>, default: u32| {
         let value = number(value, default);
         if value > 100 {
@@ -577,6 +588,7 @@ fn outlier(cx: &mut Context<'_>, message: &xds::OutlierDetection) -> Option<Outl
     }
     let max = cx.duration("max_ejection_time", message.max_ejection_time.as_ref());
     Some(OutlierConfig {
+        merge_window,
         consecutive_5xx: number(message.consecutive_5xx.as_ref(), 5),
         enforcing_consecutive_5xx: percent(
             cx,

@@ -85,6 +85,35 @@ fn ejection_time_grows_and_shrinks() {
 }
 
 #[test]
+fn who_comes_back_soon_is_chosen_a_little_later() {
+    let cluster = cluster(3, "{consecutive_5xx: 1, max_ejection_percent: 100, base_ejection_time: 0.4s}");
+    let now = |millis| Moment::at(Duration::from_millis(millis));
+    let (monitor, bad) = (&cluster.state.monitor, endpoint(&cluster, 0));
+    assert!(monitor.record(&cluster, &bad, Report::Status(500), now(5000), &mut Dice::new(1)).is_some());
+    assert_eq!(served(&cluster), 2, "an ejection counts at once");
+    assert_eq!(monitor.sweep(&cluster, now(5600), &mut Dice::new(1)).len(), 1);
+    for (millis, chosen) in [(5700, 2), (6599, 2), (6600, 3)] {
+        monitor.catch_up(&cluster, now(millis));
+        assert_eq!(served(&cluster), chosen, "at {millis} ms");
+    }
+    assert!(monitor.record(&cluster, &bad, Report::Status(500), now(7000), &mut Dice::new(1)).is_some());
+    assert_eq!(served(&cluster), 2);
+    assert_eq!(monitor.sweep(&cluster, now(9000), &mut Dice::new(1)).len(), 1);
+    assert_eq!(served(&cluster), 3, "long after the last change");
+}
+
+#[test]
+fn of_few_endpoints_a_small_share_is_none() {
+    let few = cluster(3, "{consecutive_5xx: 1}");
+    let overflow = EventKind::Overflow { cause: Cause::Consecutive5xx };
+    assert_eq!(record(&few, 0, Report::Status(500), 1), Some(overflow));
+    let one = cluster(3, "{consecutive_5xx: 1, always_eject_one_host: true}");
+    let ejected = EventKind::Ejected { cause: Cause::Consecutive5xx, enforced: true };
+    assert_eq!(record(&one, 0, Report::Status(500), 1), Some(ejected));
+    assert_eq!(record(&one, 1, Report::Status(500), 1), Some(overflow));
+}
+
+#[test]
 fn only_so_many_may_be_out() {
     let cluster = cluster(4, "{consecutive_5xx: 1, max_ejection_percent: 50}");
     let kinds: Vec<_> = (0..4).filter_map(|n| record(&cluster, n, Report::Status(500), 1)).collect();
@@ -95,14 +124,14 @@ fn only_so_many_may_be_out() {
 
 #[test]
 fn gateway_failures_and_enforcing_shares() {
-    let gateway = "{consecutive_5xx: 100, consecutive_gateway_failure: 2, enforcing_consecutive_gateway_failure: 100}";
+    let gateway = "{max_ejection_percent: 100, consecutive_5xx: 100, consecutive_gateway_failure: 2, enforcing_consecutive_gateway_failure: 100}";
     let strict = cluster(3, gateway);
     assert_eq!(record(&strict, 0, Report::Status(502), 1), None);
     assert_eq!(record(&strict, 0, Report::Status(500), 1), None);
     assert_eq!(record(&strict, 0, Report::Status(504), 1), None);
     let ejected = EventKind::Ejected { cause: Cause::ConsecutiveGateway, enforced: true };
     assert_eq!(record(&strict, 0, Report::Reset, 1), Some(ejected));
-    let lenient = cluster(3, "{consecutive_5xx: 100, consecutive_gateway_failure: 1}");
+    let lenient = cluster(3, "{max_ejection_percent: 100, consecutive_5xx: 100, consecutive_gateway_failure: 1}");
     let noted = EventKind::Ejected { cause: Cause::ConsecutiveGateway, enforced: false };
     assert_eq!(record(&lenient, 0, Report::Status(502), 1), Some(noted));
     assert_eq!(served(&lenient), 3);
@@ -110,7 +139,7 @@ fn gateway_failures_and_enforcing_shares() {
 
 #[test]
 fn own_failures_apart() {
-    let split = "{consecutive_5xx: 100, split_external_local_origin_errors: true, consecutive_local_origin_failure: 2}";
+    let split = "{max_ejection_percent: 100, consecutive_5xx: 100, split_external_local_origin_errors: true, consecutive_local_origin_failure: 2}";
     let cluster = cluster(3, split);
     assert_eq!(record(&cluster, 0, Report::ConnectFailure, 1), None);
     assert_eq!(record(&cluster, 0, Report::Connected, 1), None);
@@ -137,7 +166,7 @@ fn rates_below_the_rest() {
 fn share_of_failures() {
     let cluster = cluster(
         5,
-        "{consecutive_5xx: 1000, consecutive_gateway_failure: 1000, enforcing_success_rate: 0, enforcing_failure_percentage: 100, failure_percentage_threshold: 40, success_rate_minimum_hosts: 100}",
+        "{max_ejection_percent: 100, consecutive_5xx: 1000, consecutive_gateway_failure: 1000, enforcing_success_rate: 0, enforcing_failure_percentage: 100, failure_percentage_threshold: 40, success_rate_minimum_hosts: 100}",
     );
     for round in 0..60 {
         for n in 0..5 {

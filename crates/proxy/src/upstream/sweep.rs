@@ -24,6 +24,7 @@ pub async fn run(shared: Arc<Shared>) {
         due.retain(|name, _| plan.cluster(name).is_some());
         for cluster in plan.clusters() {
             let Some(outlier) = &cluster.config.outlier else { continue };
+            cluster.state.monitor.catch_up(cluster, now);
             let next = due.entry(Arc::clone(cluster.name())).or_insert(now + outlier.interval);
             if *next > now {
                 continue;
