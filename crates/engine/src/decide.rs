@@ -94,7 +94,7 @@ pub struct Forward {
     pub timeout: Option<Duration>,
     /// Idle limit of the exchange; `None`: none.
     pub idle_timeout: Option<Duration>,
-    /// Limit of the stream's life; `None`: none.
+    /// Limit of the exchange's life (route, manager, `grpc-timeout`); `None`: none. The cluster has one of its own for attempts.
     pub max_stream_duration: Option<Duration>,
     /// Copies to make: cluster, keep the host name as it is.
     pub mirrors: Vec<Mirror>,
@@ -365,7 +365,7 @@ fn act(plan: &Plan, manager: &HttpManager, matched: &Matched, facts: &Facts<'_>,
             flags: Flags::NONE,
             grpc_status: None,
             origin: None,
-            is_error: false,
+            is_error: true,
         },
         // What a router makes of a route that names no cluster.
         RouteAction::NonForwarding => {
@@ -395,7 +395,7 @@ fn forward(
         return (Outcome::Reply(reply), None);
     }
     let (hash, set_cookie) = if action.hash.is_empty() { (None, None) } else { hash::of(&action.hash, facts) };
-    let times = timeouts::of(manager, cluster, action, facts);
+    let times = timeouts::of(manager, action, facts);
     let mirrors = action.mirrors.iter().filter_map(|policy| mirror(plan, policy, facts, dice));
     let forward = Forward {
         mirrors: mirrors.collect(),

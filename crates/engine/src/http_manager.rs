@@ -13,6 +13,7 @@ use crate::ext_authz::ExtAuthz;
 use crate::fault::FaultPolicy;
 use crate::jwt::JwtAuthn;
 use crate::listener::Extension;
+use crate::local_reply::LocalReplies;
 use crate::path::PathOptions;
 use crate::rbac::HttpRbac;
 use crate::routes::RouteTable;
@@ -84,6 +85,11 @@ pub struct HttpManager {
     pub upgrades: Vec<(Arc<str>, bool)>,
     /// Logs.
     pub access_log: Vec<Arc<AccessLog>>,
+    /// The form of the proxy's own answers; `None`: as they are.
+    pub local_replies: Option<LocalReplies>,
+    /// `100 Continue` and other interim answers are the endpoint's to give and are passed on (`proxy_100_continue`). Default
+    /// false: the proxy itself gives clients leave to send, and interim answers end here.
+    pub relay_interim: bool,
     /// Overwrite of `:scheme`, if configured.
     pub scheme_overwrite: Option<Arc<str>>,
 }

@@ -34,6 +34,7 @@ pub mod health;
 pub mod http_manager;
 pub mod jwt;
 pub mod listener;
+pub mod local_reply;
 pub mod matcher;
 pub mod metadata;
 pub mod moment;

@@ -8,7 +8,8 @@ use http::{HeaderName, HeaderValue, StatusCode};
 
 use crate::metadata::Metadata;
 
-/// Envoy's response flags, as a set.
+/// Envoy's response flags, as a set. They stand in the order in which they are written: Envoy writes them as they were raised, and what
+/// was injected or refused, or is about retries, is raised before what ends the last attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 pub struct Flags(u64);
 
@@ -23,21 +24,21 @@ macro_rules! flags {
 
 flags! {
     0 FAILED_LOCAL_HEALTH_CHECK "LH" "FailedLocalHealthCheck" "this proxy fails its own health check";
+    9 DELAY_INJECTED "DI" "DelayInjected" "a fault's delay";
+    10 FAULT_INJECTED "FI" "FaultInjected" "a fault's abort";
+    11 RATE_LIMITED "RL" "RateLimited" "a rate limit";
+    12 UNAUTHORIZED_EXTERNAL_SERVICE "UAEX" "UnauthorizedExternalService" "denied by an external service";
+    13 RATELIMIT_SERVICE_ERROR "RLSE" "RateLimitServiceError" "the rate limit service failed";
+    15 UPSTREAM_RETRY_LIMIT_EXCEEDED "URX" "UpstreamRetryLimitExceeded" "the retries (or TCP connection attempts) are used up";
+    7 UPSTREAM_OVERFLOW "UO" "UpstreamOverflow" "a circuit limit";
     1 NO_HEALTHY_UPSTREAM "UH" "NoHealthyUpstream" "no healthy endpoint";
     2 UPSTREAM_REQUEST_TIMEOUT "UT" "UpstreamRequestTimeout" "the upstream took too long";
     3 LOCAL_RESET "LR" "LocalReset" "reset by this proxy";
     4 UPSTREAM_REMOTE_RESET "UR" "UpstreamRemoteReset" "reset by the upstream";
     5 UPSTREAM_CONNECTION_FAILURE "UF" "UpstreamConnectionFailure" "no connection to the upstream";
     6 UPSTREAM_CONNECTION_TERMINATION "UC" "UpstreamConnectionTermination" "the upstream closed the connection";
-    7 UPSTREAM_OVERFLOW "UO" "UpstreamOverflow" "a circuit limit";
     8 NO_ROUTE_FOUND "NR" "NoRouteFound" "no route, or no filter chain";
-    9 DELAY_INJECTED "DI" "DelayInjected" "a fault's delay";
-    10 FAULT_INJECTED "FI" "FaultInjected" "a fault's abort";
-    11 RATE_LIMITED "RL" "RateLimited" "a rate limit";
-    12 UNAUTHORIZED_EXTERNAL_SERVICE "UAEX" "UnauthorizedExternalService" "denied by an external service";
-    13 RATELIMIT_SERVICE_ERROR "RLSE" "RateLimitServiceError" "the rate limit service failed";
     14 DOWNSTREAM_CONNECTION_TERMINATION "DC" "DownstreamConnectionTermination" "the client went away";
-    15 UPSTREAM_RETRY_LIMIT_EXCEEDED "URX" "UpstreamRetryLimitExceeded" "the retries (or TCP connection attempts) are used up";
     16 STREAM_IDLE_TIMEOUT "SI" "StreamIdleTimeout" "nothing happened for too long";
     17 INVALID_ENVOY_HEADERS "IH" "InvalidEnvoyRequestHeaders" "a bad x-envoy-* header";
     18 DOWNSTREAM_PROTOCOL_ERROR "DPE" "DownstreamProtocolError" "the client broke HTTP";
@@ -82,7 +83,7 @@ impl Flags {
         self.0 == 0
     }
 
-    /// The letters in Envoy's order, such as `UF,URX`; `-` for none.
+    /// The letters in Envoy's order, such as `URX,UF`; `-` for none.
     #[must_use]
     pub fn letters(self) -> Cow<'static, str> {
         self.join(|(_, letters, _)| letters)
@@ -124,7 +125,7 @@ pub struct LocalReply {
     pub grpc_status: Option<u32>,
     /// The user's line that caused it.
     pub origin: Option<Arc<str>>,
-    /// False: sent as it is (redirects, preflights), never as a gRPC status and without the mapping of local replies.
+    /// False: sent as it is (preflights), never as a gRPC status and without the mapping of local replies.
     pub is_error: bool,
 }
 
@@ -173,8 +174,8 @@ mod tests {
     fn flags_print_as_envoy_prints_them() {
         assert_eq!(Flags::NONE.letters(), "-");
         let both = Flags::UPSTREAM_RETRY_LIMIT_EXCEEDED.with(Flags::UPSTREAM_CONNECTION_FAILURE);
-        assert_eq!(both.letters(), "UF,URX");
-        assert_eq!(both.names(), "UpstreamConnectionFailure,UpstreamRetryLimitExceeded");
+        assert_eq!(both.letters(), "URX,UF");
+        assert_eq!(both.names(), "UpstreamRetryLimitExceeded,UpstreamConnectionFailure");
         assert_eq!(Flags::parse("NC"), Some(Flags::NO_CLUSTER_FOUND));
         assert_eq!(Flags::parse("XX"), None);
     }

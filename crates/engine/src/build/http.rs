@@ -12,6 +12,7 @@ use proto::google::protobuf::Any;
 
 use super::access_log::access_log;
 use super::listener::{SHELL_EXTENSIONS, extension};
+use super::local_reply::local_replies;
 use super::value::{cidr, header_value};
 use super::{Context, filters, flag, number, type_name};
 use crate::cors::CorsFilter;
@@ -87,6 +88,8 @@ pub(super) fn manager(cx: &mut Context<'_>, any: &Any) -> Option<HttpManager> {
             .map(|config| (cx.share(&config.upgrade_type.to_ascii_lowercase()), flag(config.enabled.as_ref(), true)))
             .collect(),
         access_log: cx.list("access_log", &message.access_log, access_log),
+        local_replies: cx.optional("local_reply_config", message.local_reply_config.as_ref(), local_replies),
+        relay_interim: message.proxy_100_continue,
         scheme_overwrite: message.scheme_header_transformation.as_ref().and_then(|rule| match &rule.transformation {
             Some(core::scheme_header_transformation::Transformation::SchemeToOverwrite(scheme)) => cx.text(scheme),
             None => None,

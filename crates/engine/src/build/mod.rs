@@ -9,6 +9,7 @@ mod health;
 mod http;
 mod jwt;
 mod listener;
+mod local_reply;
 mod overload;
 mod rbac;
 mod route;

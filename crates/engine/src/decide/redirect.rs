@@ -29,7 +29,7 @@ pub(super) fn to(status: StatusCode, location: &str) -> LocalReply {
         flags: Flags::NONE,
         grpc_status: None,
         origin: None,
-        is_error: false,
+        is_error: true,
     }
 }
 

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use http::HeaderName;
 
-use crate::cluster::Cluster;
 use crate::facts::Facts;
 use crate::http_manager::HttpManager;
 use crate::routes::ForwardAction;
@@ -16,10 +15,9 @@ pub(super) struct Timeouts {
     pub(super) stream: Option<Duration>,
 }
 
-pub(super) fn of(manager: &HttpManager, cluster: &Cluster, action: &ForwardAction, facts: &Facts<'_>) -> Timeouts {
+pub(super) fn of(manager: &HttpManager, action: &ForwardAction, facts: &Facts<'_>) -> Timeouts {
     let asked = header_timeout(manager, facts);
     let stream = action.max_stream_duration.unwrap_or(manager.max_stream_duration);
-    let stream = shorter(stream, cluster.config.max_stream_duration);
     Timeouts {
         request: asked.unwrap_or(action.timeout),
         idle: action.idle_timeout.unwrap_or(manager.stream_idle_timeout),

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Bytes, BytesMut};
+use engine::framing;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Response, Version};
 use http_body::{Body as _, Frame, SizeHint};
@@ -17,6 +18,7 @@ use super::encode::{self, Encoder, Stopped, poll_pump};
 use super::head::{self, Limits, ResponseHead, Scan};
 use super::wire::{self, Wire};
 use crate::http::body::UpBody;
+use crate::http::interim::Interim;
 use crate::net::stream::Stream;
 use crate::upstream::reach::Open;
 
@@ -47,6 +49,14 @@ enum State {
     Dead,
 }
 
+/// How far the head of an answer was looked for.
+#[derive(Debug, Default)]
+struct Look {
+    scan: Scan,
+    /// Bytes of interim answers so far; a server that sends nothing else is not waited for.
+    interim: usize,
+}
+
 #[derive(Debug)]
 struct Upload {
     body: UpBody,
@@ -68,6 +78,8 @@ pub struct Outgoing<'a> {
     pub more: &'a [(HeaderName, HeaderValue)],
     /// The upgrade that is asked for.
     pub upgrade: Option<&'a str>,
+    /// Where interim answers go; `None`: they end here.
+    pub interim: Option<&'a Interim>,
 }
 
 /// Why a request has no answer.
@@ -123,8 +135,8 @@ impl Client {
     pub async fn send(self: &Rc<Self>, head: Outgoing<'_>, body: UpBody) -> Result<Response<Body>, Unanswered> {
         let before = self.wire.borrow().sent;
         self.begin(&head, body);
-        let mut scan = Scan::default();
-        let answered = poll_fn(|cx| self.poll_answer(cx, head.method, &mut scan)).await;
+        let mut look = Look::default();
+        let answered = poll_fn(|cx| self.poll_answer(cx, &head, &mut look)).await;
         let read = answered.map_err(|fault| {
             self.state.set(State::Dead);
             Unanswered { fault, unsent: self.wire.borrow().sent == before }
@@ -162,21 +174,32 @@ impl Client {
         *self.upload.borrow_mut() = Some(Upload { body, encoder });
     }
 
-    fn poll_answer(&self, cx: &mut Context<'_>, method: &Method, scan: &mut Scan) -> Poll<Result<ResponseHead, Fault>> {
+    fn poll_answer(
+        &self,
+        cx: &mut Context<'_>,
+        asked: &Outgoing<'_>,
+        look: &mut Look,
+    ) -> Poll<Result<ResponseHead, Fault>> {
         if let Poll::Ready(Err(Stopped::Source)) = self.poll_upload(cx) {
             return Poll::Ready(Err(Fault::Over));
         }
         let mut wire = self.wire.borrow_mut();
         loop {
-            if let Some(end) = scan.find(&wire.input, LIMITS)? {
+            if let Some(end) = look.scan.find(&wire.input, LIMITS)? {
                 let bytes = wire.input.split_to(end).freeze();
-                *scan = Scan::default();
-                let read = head::response(&bytes, LIMITS, wire::map(), method)?;
-                // Interim answers concern this hop alone.
-                if read.status.is_informational() && !read.tunnels {
-                    continue;
+                look.scan = Scan::default();
+                let read = head::response(&bytes, LIMITS, wire::map(), asked.method)?;
+                if !read.status.is_informational() || read.tunnels {
+                    return Poll::Ready(Ok(read));
                 }
-                return Poll::Ready(Ok(read));
+                look.interim += end;
+                if look.interim > LIMITS.bytes {
+                    return Poll::Ready(Err(framing::Fault::TooLarge.into()));
+                }
+                if let Some(interim) = asked.interim {
+                    interim.push(read.status, read.headers);
+                }
+                continue;
             }
             if ready!(wire.poll_fill(cx))? == 0 {
                 return Poll::Ready(Err(Fault::Ended));

@@ -5,17 +5,16 @@ use std::fmt::Write as _;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
-use engine::framing::{self, Length};
+use engine::framing::Length;
 use http::header;
-use http::{Method, Request, Response, StatusCode, Version, response};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, response};
 use http_body::{Body as _, Frame, SizeHint};
 use tokio::sync::oneshot;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::Fault;
 use super::decode::{Decoder, Part};
@@ -24,6 +23,7 @@ use super::head::{self, Limits, RequestHead, Scan};
 use super::wire::{self, Wire};
 use crate::http::body::Incoming;
 use crate::http::exchange;
+use crate::http::malformed::Unread;
 use crate::http::respond::DownBody;
 use crate::http::serve::HttpConnection;
 use crate::http::tunnel::Side;
@@ -80,14 +80,26 @@ pub async fn serve(shared: &Rc<HttpConnection>, stream: Stream, ahead: BytesMut)
     loop {
         let mut scan = Scan::default();
         let mut blanks = 0;
-        let head = match poll_fn(|cx| conn.poll_head(cx, shared, &mut scan, &mut blanks)).await {
-            Ok(Some(head)) => head,
-            Ok(None) => return Box::pin(conn.close(false)).await,
-            Err(Fault::Malformed(fault)) => {
-                Box::pin(conn.refuse(fault)).await;
-                return Err(Fault::Malformed(fault));
+        let mut begun = None;
+        let head = poll_fn(|cx| match conn.poll_head(cx, shared, &mut scan, &mut blanks) {
+            Poll::Ready(head) => Poll::Ready(Ok(head)),
+            Poll::Pending => conn.poll_late(cx, shared, &mut begun).map(Err),
+        })
+        .await;
+        shared.reading.set(false);
+        let head = match head {
+            Ok(Ok(Some(head))) => head,
+            Ok(Ok(None)) => return Box::pin(conn.close(false)).await,
+            Ok(Err(fault)) => {
+                if let Fault::Malformed(malformed) = fault {
+                    Box::pin(conn.refuse(shared, malformed.into(), begun)).await;
+                }
+                return Err(fault);
             }
-            Err(fault) => return Err(fault),
+            Err(late) => {
+                Box::pin(conn.refuse(shared, late, begun)).await;
+                return Ok(());
+            }
         };
         // On the heap, so that an idle connection does not hold the room of an exchange, nor of its end.
         match Box::pin(conn.exchange(shared, head)).await? {
@@ -147,10 +159,29 @@ impl Conn {
                 }
                 Poll::Ready(Ok(0)) if begun => return Poll::Ready(Err(Fault::Ended)),
                 Poll::Ready(Ok(0)) => return Poll::Ready(Ok(None)),
-                Poll::Ready(Ok(_)) => shared.reads.fetch_add(1, Ordering::Relaxed),
+                Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
-            };
+            }
         }
+    }
+
+    /// Ready when a head that has begun takes longer than it may.
+    fn poll_late(&self, cx: &mut Context<'_>, shared: &HttpConnection, begun: &mut Option<Instant>) -> Poll<Unread> {
+        if self.wire.borrow().input.is_empty() {
+            return Poll::Pending;
+        }
+        shared.reading.set(true);
+        let begun = *begun.get_or_insert_with(Instant::now);
+        let manager = &shared.manager;
+        let limits = [
+            (manager.request_headers_timeout, Unread::LATE_HEAD),
+            (manager.request_timeout, Unread::LATE_REQUEST),
+            (manager.stream_idle_timeout, Unread::IDLE),
+        ];
+        let limits = limits.into_iter().filter_map(|(limit, late)| limit.map(|limit| (begun + limit, late)));
+        let Some((at, late)) = limits.min_by_key(|(at, _)| *at) else { return Poll::Pending };
+        ready!(shared.alarm.borrow_mut().poll(at, cx));
+        Poll::Ready(late)
     }
 
     async fn exchange(self: &Rc<Self>, shared: &Rc<HttpConnection>, head: RequestHead) -> Result<Then, Fault> {
@@ -179,22 +210,51 @@ impl Conn {
             let mut exchange = pin!(exchange::exchange(shared, request, side));
             let answered = poll_fn(|cx| match exchange.as_mut().poll(cx) {
                 Poll::Ready(response) => Poll::Ready(Ok(response)),
-                Poll::Pending => self.poll_gone(cx, shared).map(Err),
+                Poll::Pending => match self.poll_interim(cx, shared) {
+                    Poll::Pending => self.poll_gone(cx).map(Err),
+                    gone => gone.map(Err),
+                },
             });
             answered.await?
         };
+        self.write_interim(shared);
         self.answer(shared, &asked, response, hand).await
     }
 
+    /// Sends the interim answers that have come; ready when the client takes nothing any more.
+    fn poll_interim(&self, cx: &mut Context<'_>, shared: &HttpConnection) -> Poll<Fault> {
+        if !shared.manager.relay_interim {
+            return Poll::Pending;
+        }
+        self.write_interim(shared);
+        match self.wire.borrow_mut().poll_flush(cx) {
+            Poll::Ready(Err(error)) => Poll::Ready(error.into()),
+            _ => Poll::Pending,
+        }
+    }
+
+    fn write_interim(&self, shared: &HttpConnection) {
+        for (status, headers) in shared.interim.take() {
+            if status == StatusCode::CONTINUE {
+                self.expects.set(false);
+            }
+            let mut wire = self.wire.borrow_mut();
+            let output = wire.output();
+            encode::status_line(output, Version::HTTP_11, status);
+            encode::headers(output, &headers, shared.manager.http1.proper_case, |_| false);
+            output.extend_from_slice(b"\r\n");
+        }
+    }
+
     /// Ready when the client has left while its request is served.
-    fn poll_gone(&self, cx: &mut Context<'_>, shared: &HttpConnection) -> Poll<Fault> {
+    fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<Fault> {
         let mut wire = self.wire.borrow_mut();
         while self.decoder.borrow().is_done() && wire.input.len() < MOST_AHEAD {
             match ready!(wire.poll_fill(cx)) {
                 Ok(0) => return Poll::Ready(Fault::Ended),
-                Ok(_) => shared.reads.fetch_add(1, Ordering::Relaxed),
+                Ok(_) => {}
                 Err(error) => return Poll::Ready(error.into()),
-            };
+            }
         }
         Poll::Pending
     }
@@ -229,7 +289,7 @@ impl Conn {
             }
             // A client that reads no answer before it has sent all must still be read from.
             body.drive_upload(cx);
-            self.poll_gone(cx, shared).map(|fault| Err(Stopped::Wire(fault)))
+            self.poll_gone(cx).map(|fault| Err(Stopped::Wire(fault)))
         })
         .await;
         drop(body);
@@ -336,7 +396,8 @@ impl Conn {
                 Ok(Part::More) => {}
                 Err(fault) => return Poll::Ready(Some(Err(fault.into()))),
             }
-            if self.expects.replace(false) {
+            // Where the endpoint is to give leave, it is passed on when it comes.
+            if !shared.manager.relay_interim && self.expects.replace(false) {
                 wire.output().extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
                 if let Poll::Ready(Err(error)) = wire.poll_flush(cx) {
                     return Poll::Ready(Some(Err(error.into())));
@@ -344,28 +405,26 @@ impl Conn {
             }
             match ready!(wire.poll_fill(cx)) {
                 Ok(0) => return Poll::Ready(Some(Err(Fault::Ended))),
-                Ok(_) => shared.reads.fetch_add(1, Ordering::Relaxed),
+                Ok(_) => {}
                 Err(error) => return Poll::Ready(Some(Err(error.into()))),
-            };
+            }
         }
     }
 
     /// Tells a client that what it sent is no request.
-    async fn refuse(&self, fault: framing::Fault) {
-        let status = fault.status();
-        let text = status.canonical_reason().unwrap_or_default();
+    async fn refuse(&self, shared: &HttpConnection, unread: Unread, begun: Option<Instant>) {
+        let (status, mut headers, body) = unread.answer(shared, begun.unwrap_or_else(Instant::now));
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         {
+            let case = shared.manager.http1.proper_case;
             let mut wire = self.wire.borrow_mut();
             let output = wire.output();
             encode::status_line(output, Version::HTTP_11, status);
-            encode::content_length(output, text.len() as u64, false);
-            for (name, value) in
-                [(header::CONTENT_TYPE, "text/plain"), (header::DATE, &*date()), (header::CONNECTION, "close")]
-            {
-                encode::line(output, &name, value.as_bytes(), false);
-            }
+            encode::headers(output, &headers, case, |_| false);
+            encode::line(output, &header::DATE, date().as_bytes(), case);
+            encode::content_length(output, body.len() as u64, case);
             output.extend_from_slice(b"\r\n");
-            output.extend_from_slice(text.as_bytes());
+            output.extend_from_slice(&body);
         }
         let _ = self.close(true).await;
     }

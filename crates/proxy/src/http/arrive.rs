@@ -13,6 +13,7 @@ use engine::{ConnectionFacts, Dice};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode, Uri, Version, request};
 
+use super::interim::keeps_expect;
 use super::seen::Seen;
 use super::text::Text;
 use crate::report::record::Downstream;
@@ -117,7 +118,7 @@ pub fn canonical(client: Client<'_>, parts: request::Parts, dice: &mut Dice) -> 
     check_version(manager, version)?;
     check_headers(manager, version, seen, &mut headers)?;
     let authority = authority(client, &uri, version, &method, &mut headers)?;
-    let mut upgrade = hop_by_hop(version, seen, &mut headers);
+    let mut upgrade = hop_by_hop(manager, version, seen, &mut headers);
     if method == Method::CONNECT {
         upgrade = Some(CONNECT.to_owned());
         if let Some(protocol) = extensions.remove::<hyper::ext::Protocol>() {
@@ -264,14 +265,13 @@ fn path(manager: &HttpManager, uri: &Uri, method: &Method) -> Result<Text, Local
             let location = HeaderValue::try_from(path)
                 .map_err(|_| refuse(StatusCode::BAD_REQUEST, "path_normalization_failed"))?;
             reply.headers.push((header::LOCATION, location));
-            reply.is_error = false;
             Err(reply)
         }
     }
 }
 
 /// Takes away what concerns only the client's own hop; returns the upgrade that was asked for.
-fn hop_by_hop(version: Version, seen: Seen, headers: &mut HeaderMap) -> Option<String> {
+fn hop_by_hop(manager: &HttpManager, version: Version, seen: Seen, headers: &mut HeaderMap) -> Option<String> {
     let mut upgrade = None;
     if seen.any(Seen::CONNECTION) {
         let nominated: Vec<String> = headers
@@ -298,7 +298,8 @@ fn hop_by_hop(version: Version, seen: Seen, headers: &mut HeaderMap) -> Option<S
     static HOP: [HeaderName; 5] =
         [header::UPGRADE, header::TRANSFER_ENCODING, KEEP_ALIVE, PROXY_CONNECTION, header::EXPECT];
     if seen.any(Seen::HOP.with(Seen::TRANSFER_ENCODING).with(Seen::EXPECT)) {
-        for name in &HOP {
+        let kept = keeps_expect(manager.relay_interim, version);
+        for name in HOP.iter().filter(|name| !kept || **name != header::EXPECT) {
             headers.remove(name);
         }
     }

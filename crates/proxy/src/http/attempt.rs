@@ -15,13 +15,14 @@ use engine::retry::{self, Next, Retries, RetryPolicy, Why};
 use engine::routes::{ForwardAction, Priority};
 use engine::{Discovery, Endpoint, Forward, balance, outlier, shape};
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, Uri, Version};
+use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, Uri, Version, header};
 use tokio::time::{Instant, sleep};
 
 use super::alarm::Alarm;
 use super::arrive::{Head, X_REQUEST_ID};
 use super::body::{Broken, Incoming, SharedSource, UpBody};
 use super::exchange::{Exchange, millis, number};
+use super::interim::Interim;
 use super::text::Text;
 use crate::h1;
 use crate::report::party::Own;
@@ -65,6 +66,8 @@ pub struct Clock {
     /// How long an attempt may bring nothing (`per_try_idle_timeout`).
     pub(super) try_idle: Option<Duration>,
     pub(super) life: Option<Instant>,
+    /// When the attempt that answers must have ended (the cluster's `max_stream_duration`).
+    pub(super) try_life: Option<Instant>,
     pub(super) arrival: Option<Instant>,
     pub(super) source: Option<SharedSource>,
     pub(super) alarm: Rc<RefCell<Alarm>>,
@@ -123,6 +126,10 @@ impl Letter {
         match &way.via {
             Via::H1(h1) => Some(self.send_h1(h1, headers, more, body).await),
             Via::H2(stream) => {
+                if headers.contains_key(header::EXPECT) {
+                    // The endpoint's leave to send would not be seen.
+                    more.interim.into_iter().for_each(Interim::give_leave);
+                }
                 let request = self.request(headers, more, body)?;
                 Some(send_h2(stream, request).await)
             }
@@ -141,6 +148,7 @@ impl Letter {
             headers,
             more: &replacing,
             upgrade: self.upgrade.as_deref().filter(|_| !connect),
+            interim: more.interim,
         };
         match h1.client.send(head, body).await {
             Ok(response) => Sent::Answered(response.map(Incoming::Response)),
@@ -201,6 +209,8 @@ pub(super) struct More<'a> {
     attempt: Option<u32>,
     /// Who this workload is, for mesh peers.
     own: Option<&'a Own>,
+    /// Where interim answers are left for the client; `None`: they end here.
+    interim: Option<&'a Interim>,
 }
 
 /// Applies the changes of a route to a head; the record keeps both ends of them.
@@ -326,18 +336,16 @@ impl Exchange {
         };
         let began = self.now;
         let at = |limit: Option<Duration>| limit.map(|limit| began + limit);
-        let idle = if clock.try_idle.is_some_and(|limit| clock.idle.is_none_or(|idle| limit < idle)) {
-            (at(clock.try_idle), Kind::PerTryIdle)
-        } else {
-            (at(clock.idle), Kind::Timeout)
-        };
-        let limits = Limits { per_try: at(per_try), idle };
+        let life = at(forward.cluster.config.max_stream_duration);
+        let limits = Limits { per_try: at(per_try), idle: at(clock.try_idle), life };
         for _ in 0..UNSENT_TRIES {
             let way = limited(reach(&worker, want), limits, clock).await??;
             self.note_link(&way);
             // Only a mesh peer is told who this workload is.
             let own = way.via.link().mtls.then(|| &worker.tally.tower().own);
-            let sending = letter.send(&self.record.request_headers, &way, More { host, attempt: count, own }, body);
+            let interim = self.relays_interim().then_some(&self.shared.interim);
+            let more = More { host, attempt: count, own, interim };
+            let sending = letter.send(&self.record.request_headers, &way, more, body);
             let Some(sent) = limited(sending, limits, clock).await? else { return Err(Kind::Protocol.into()) };
             self.now = Instant::now();
             match sent {
@@ -345,7 +353,7 @@ impl Exchange {
                     let record = &mut self.record;
                     record.response_begun = Some(self.now.duration_since(self.began));
                     record.upstream.service_time = Some(self.now.duration_since(began));
-                    return Ok(Answer { response, way, clock: clock.of_body() });
+                    return Ok(Answer { response, way, clock: Clock { try_life: life, ..clock.clone() } });
                 }
                 Sent::Returned(returned) if way.reused && (returned.is_some() || self.is_whole()) => {
                     let again = || self.source.as_ref().map_or(UpBody::Empty, UpBody::attempt);
@@ -406,10 +414,12 @@ impl Exchange {
             Ok(answer) => outlier::Report::Status(answer.response.status().as_u16()),
             Err(failure) => match failure.kind {
                 Kind::ConnectFailure => outlier::Report::ConnectFailure,
-                Kind::ConnectTimeout | Kind::PerTryTimeout | Kind::PerTryIdle | Kind::Timeout | Kind::Duration => {
+                Kind::ConnectTimeout | Kind::PerTryTimeout | Kind::PerTryIdle | Kind::Timeout => {
                     outlier::Report::Timeout
                 }
                 Kind::Termination | Kind::RemoteReset | Kind::RefusedStream | Kind::Protocol => outlier::Report::Reset,
+                // The exchange's own limits are not the endpoint's fault.
+                Kind::Duration | Kind::TryDuration | Kind::Idle | Kind::Arrival => return,
                 Kind::Overflow | Kind::NoHealthyUpstream | Kind::Downstream | Kind::Malformed => return,
             },
         };
@@ -443,7 +453,7 @@ impl Exchange {
                 Kind::ConnectFailure | Kind::ConnectTimeout => {
                     retries.on_failure(policy, retry::Failure::Connect, &mut dice)
                 }
-                Kind::Termination | Kind::RemoteReset | Kind::Protocol => {
+                Kind::Termination | Kind::RemoteReset | Kind::Protocol | Kind::TryDuration => {
                     retries.on_failure(policy, retry::Failure::Reset, &mut dice)
                 }
                 Kind::RefusedStream => retries.on_failure(policy, retry::Failure::RefusedStream, &mut dice),
@@ -451,9 +461,8 @@ impl Exchange {
                     retries.on_failure(policy, retry::Failure::PerTryTimeout, &mut dice)
                 }
                 Kind::Overflow => retries.on_failure(policy, retry::Failure::Overflow, &mut dice),
-                Kind::Timeout | Kind::Duration | Kind::NoHealthyUpstream | Kind::Downstream | Kind::Malformed => {
-                    Next::Finish(Why::NotRetriable)
-                }
+                Kind::Timeout | Kind::Duration | Kind::Idle | Kind::Arrival => Next::Finish(Why::NotRetriable),
+                Kind::NoHealthyUpstream | Kind::Downstream | Kind::Malformed => Next::Finish(Why::NotRetriable),
             },
         }
     }
@@ -506,13 +515,13 @@ fn failure_of(error: &hyper::Error) -> Failure {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
     per_try: Option<Instant>,
-    /// And what it means.
-    idle: (Option<Instant>, Kind),
+    idle: Option<Instant>,
+    life: Option<Instant>,
 }
 
 impl Limits {
     /// Only those of the whole exchange count.
-    pub(super) const NONE: Self = Self { per_try: None, idle: (None, Kind::Timeout) };
+    pub(super) const NONE: Self = Self { per_try: None, idle: None, life: None };
 }
 
 /// Runs a step of an attempt under the limits of the attempt and of the whole exchange.
@@ -526,25 +535,27 @@ pub(super) async fn limited<F: Future>(step: F, limits: Limits, clock: &Clock) -
 }
 
 impl Clock {
-    /// The limits of an answer's body: the attempt's idle limit goes on, there is no other attempt any more.
-    fn of_body(&self) -> Self {
-        let idle = [self.idle, self.try_idle].into_iter().flatten().min();
-        Self { idle, ..self.clone() }
-    }
-
     /// Ready when the first of the limits is reached, and says which.
     fn poll_out(&self, limits: Limits, cx: &mut Context<'_>) -> Poll<Kind> {
         let arriving = self.source.as_ref().is_some_and(|source| source.borrow_mut().poll_ended(cx).is_pending());
-        let life = (self.life, Kind::Duration);
-        let per_try = (limits.per_try, Kind::PerTryTimeout);
-        let first = if arriving {
-            earliest([per_try, life, (self.arrival, Kind::Timeout), (None, Kind::Timeout)])
-        } else {
-            earliest([(self.timeout_at(), Kind::Timeout), per_try, life, limits.idle])
-        };
+        let still = self.idle.map(|limit| self.moved().unwrap_or(self.started) + limit);
+        let first = earliest([
+            (self.timeout_at().filter(|_| !arriving), Kind::Timeout),
+            (limits.per_try, Kind::PerTryTimeout),
+            (limits.idle.filter(|_| !arriving), Kind::PerTryIdle),
+            (limits.life, Kind::TryDuration),
+            (self.life, Kind::Duration),
+            (self.arrival.filter(|_| arriving), Kind::Arrival),
+            (still, Kind::Idle),
+        ]);
         let Some((at, kind)) = first else { return Poll::Pending };
         ready!(self.alarm.borrow_mut().poll(at, cx));
         Poll::Ready(kind)
+    }
+
+    /// When something of the request's body came last.
+    pub(super) fn moved(&self) -> Option<Instant> {
+        self.source.as_ref().and_then(|source| source.borrow().moved())
     }
 
     /// When the route's limit is reached; `None` while the request is still arriving.
@@ -558,6 +569,6 @@ impl Clock {
 }
 
 /// The first of some moments that are set; of equals, the first named.
-fn earliest(moments: [(Option<Instant>, Kind); 4]) -> Option<(Instant, Kind)> {
+fn earliest(moments: [(Option<Instant>, Kind); 7]) -> Option<(Instant, Kind)> {
     moments.into_iter().filter_map(|(at, kind)| at.map(|at| (at, kind))).min_by_key(|(at, _)| *at)
 }

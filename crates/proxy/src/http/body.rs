@@ -11,6 +11,7 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
 
+use super::queue::Queue;
 use crate::h1;
 use crate::report::messages::Messages;
 
@@ -35,6 +36,12 @@ pub enum BodyError {
     /// The exchange lived longer than it may.
     #[error("duration timeout")]
     Duration,
+    /// The attempt lived longer than it may.
+    #[error("upstream duration timeout")]
+    TryDuration,
+    /// The attempt brought nothing for too long.
+    #[error("upstream idle for too long")]
+    TryIdle,
     /// Nothing moved for too long.
     #[error("idle for too long")]
     Idle,
@@ -100,10 +107,12 @@ pub struct Source {
     forgotten: bool,
     trailers: Option<HeaderMap>,
     ended: Option<Instant>,
-    /// Who waits for its end: the exchange's clock, and copies.
+    /// Who waits for its end: the exchange's clock.
     end_wakers: Vec<Waker>,
-    /// Copies need all of it.
-    keep: bool,
+    /// What copies still have to send.
+    copies: Vec<Rc<RefCell<Queue>>>,
+    /// When something of it came last.
+    moved: Option<Instant>,
     received: u64,
     /// Of gRPC: the messages that came.
     messages: Option<Messages>,
@@ -150,7 +159,8 @@ impl Source {
             trailers: None,
             ended: None,
             end_wakers: Vec::new(),
-            keep: false,
+            copies: Vec::new(),
+            moved: None,
             received: 0,
             messages: grpc.then(Messages::default),
             attempt: 0,
@@ -186,9 +196,9 @@ impl Source {
         self.broken.is_none() && (!self.forgotten || self.received == 0)
     }
 
-    /// The whole body, when it has ended and all of it is remembered.
-    pub fn whole(&self) -> Option<Vec<Bytes>> {
-        (self.ended.is_some() && !self.forgotten).then(|| self.remembered.clone())
+    /// When something of it came last; `None`: nothing has come.
+    pub fn moved(&self) -> Option<Instant> {
+        self.moved
     }
 
     /// From now on at most so many bytes are remembered; what was not sent yet stays.
@@ -196,16 +206,21 @@ impl Source {
         self.limit = limit;
     }
 
-    /// Copies will be made of it: it stays remembered to its end.
-    pub fn keep(&mut self) {
-        self.keep = true;
+    /// A copy of it from its start, sent while it comes. A copy that falls more than `most` bytes behind is given up, so that it
+    /// is never in the way. To be asked for before anything but what is remembered was sent.
+    pub fn copy(&mut self, most: usize) -> UpBody {
+        let queue = Queue::begin(self.remembered.iter().cloned().collect(), most, self.size.clone());
+        let queue = Rc::new(RefCell::new(queue));
+        if self.incoming.is_some() {
+            self.copies.push(Rc::clone(&queue));
+        } else {
+            queue.borrow_mut().end(self.trailers.clone(), self.broken.is_none());
+        }
+        UpBody::Copy(queue)
     }
 
-    /// No attempt will be made again: forgets what it remembered, unless copies need it.
+    /// No attempt will be made again: forgets what it remembered.
     pub fn forget(&mut self) {
-        if self.keep {
-            return;
-        }
         self.forgotten = self.received > 0;
         self.limit = 0;
         if self.next >= self.remembered.len() {
@@ -226,8 +241,16 @@ impl Source {
 
     fn finish(&mut self) {
         self.ended.get_or_insert_with(Instant::now);
+        self.leave(true);
+    }
+
+    /// Nothing more comes.
+    fn leave(&mut self, whole: bool) {
         self.incoming = None;
         self.end_wakers.drain(..).for_each(Waker::wake);
+        for copy in self.copies.drain(..) {
+            copy.borrow_mut().end(self.trailers.clone(), whole);
+        }
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
@@ -239,8 +262,7 @@ impl Source {
             }
             Some(Err(error)) => {
                 self.broken = Some(Broken::of(&error));
-                self.incoming = None;
-                self.end_wakers.drain(..).for_each(Waker::wake);
+                self.leave(false);
                 Poll::Ready(Some(Err(error)))
             }
             Some(Ok(frame)) => {
@@ -263,7 +285,9 @@ impl Source {
     }
 
     fn remember(&mut self, frame: &Frame<Bytes>) {
+        self.moved = Some(Instant::now());
         if let Some(data) = frame.data_ref() {
+            self.copies.iter().for_each(|copy| copy.borrow_mut().push(data));
             self.received += data.len() as u64;
             if let Some(messages) = &mut self.messages {
                 messages.pass(data);
@@ -281,6 +305,13 @@ impl Source {
         } else if let Some(trailers) = frame.trailers_ref() {
             self.trailers = Some(trailers.clone());
         }
+    }
+}
+
+/// A body that nobody reads any more comes to no end.
+impl Drop for Source {
+    fn drop(&mut self) {
+        self.leave(false);
     }
 }
 
@@ -302,11 +333,8 @@ pub async fn prefetch(source: &SharedSource, most: usize) -> (Bytes, bool) {
 pub enum UpBody {
     /// None.
     Empty,
-    /// Bytes at hand (mirrors).
-    Ready {
-        /// What is still to be sent, last first.
-        chunks: Vec<Bytes>,
-    },
+    /// What comes from the client, a second time (mirrors); or is at hand already.
+    Copy(Rc<RefCell<Queue>>),
     /// The client's body.
     Shared(Attempt),
 }
@@ -319,6 +347,14 @@ pub struct Attempt {
 }
 
 impl UpBody {
+    /// A body of chunks that are at hand.
+    pub fn ready(chunks: Vec<Bytes>) -> Self {
+        let length = chunks.iter().map(|chunk| chunk.len() as u64).sum();
+        let mut queue = Queue::begin(chunks.into(), usize::MAX, SizeHint::with_exact(length));
+        queue.end(None, true);
+        Self::Copy(Rc::new(RefCell::new(queue)))
+    }
+
     /// The body for a new attempt, which supersedes the ones before.
     pub fn attempt(source: &SharedSource) -> Self {
         let number = {
@@ -329,12 +365,6 @@ impl UpBody {
             inner.attempt
         };
         Self::Shared(Attempt { source: Rc::clone(source), number })
-    }
-
-    /// A body of chunks that are at hand.
-    pub fn ready(mut chunks: Vec<Bytes>) -> Self {
-        chunks.reverse();
-        Self::Ready { chunks }
     }
 }
 
@@ -372,7 +402,7 @@ impl Body for UpBody {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
-            Self::Ready { chunks } => Poll::Ready(chunks.pop().map(|chunk| Ok(Frame::data(chunk)))),
+            Self::Copy(queue) => queue.borrow_mut().poll(cx),
             Self::Shared(attempt) => attempt.poll(cx),
         }
     }
@@ -380,7 +410,7 @@ impl Body for UpBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Empty => true,
-            Self::Ready { chunks } => chunks.is_empty(),
+            Self::Copy(queue) => queue.borrow().is_sent(),
             Self::Shared(attempt) => {
                 let source = attempt.source.borrow();
                 source.incoming.is_none()
@@ -394,7 +424,7 @@ impl Body for UpBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Empty => SizeHint::with_exact(0),
-            Self::Ready { chunks } => SizeHint::with_exact(chunks.iter().map(|chunk| chunk.len() as u64).sum()),
+            Self::Copy(queue) => queue.borrow().size(),
             Self::Shared(attempt) => {
                 let source = attempt.source.borrow();
                 if source.next == 0 { source.size } else { SizeHint::default() }

@@ -216,7 +216,7 @@ impl Exchange {
         self.record.upstream.cluster = Some(Arc::clone(&forward.cluster));
         let matched = self.record.matched.as_ref();
         let retries = matched.and_then(|matched| matched.forward()).is_some_and(|action| action.retry.is_some());
-        let limit = if retries || !forward.mirrors.is_empty() { self.buffer_limit() } else { 0 };
+        let limit = if retries { self.buffer_limit() } else { 0 };
         if let Some(source) = &self.source {
             source.borrow_mut().remember_at_most(limit);
             return;
@@ -227,7 +227,8 @@ impl Exchange {
         }
     }
 
-    fn buffer_limit(&self) -> usize {
+    /// Most bytes of a body that are kept for another attempt, or for a copy that lags behind.
+    pub(super) fn buffer_limit(&self) -> usize {
         let route = self.record.matched.as_ref().and_then(|matched| matched.route.buffer_limit);
         let limit = route.unwrap_or_else(|| u64::from(self.shared.downstream.listener.buffer_limit));
         usize::try_from(limit).unwrap_or(usize::MAX)
@@ -241,7 +242,7 @@ impl Exchange {
         // Streams of HTTP/2 run at the same time; requests of HTTP/1 follow each other and share one timer.
         let alarm = if self.shared.h2 { Rc::default() } else { Rc::clone(&self.shared.alarm) };
         let (started, timeout, source) = (self.now, forward.timeout, self.source.clone());
-        Clock { started, timeout, idle, try_idle: None, life, arrival, source, alarm }
+        Clock { started, timeout, idle, try_idle: None, life, try_life: None, arrival, source, alarm }
     }
 
     /// Where the request goes, with its head as the upstream gets it.
@@ -253,7 +254,7 @@ impl Exchange {
     pub(super) fn fail(self: Box<Self>, failure: &Failure) -> Response<DownBody> {
         let retried = self.record.upstream.attempts > 1;
         let body = failure.body(retried);
-        let mut reply = LocalReply::error(failure.status(), "", failure.details(), failure.flags());
+        let mut reply = LocalReply::error(failure.status(self.has_arrived()), "", failure.details(), failure.flags());
         reply.body = body.into();
         reply.grpc_status = failure.grpc_status();
         if failure.kind == crate::upstream::failure::Kind::Overflow {
@@ -263,6 +264,11 @@ impl Exchange {
         let mut exchange = self;
         exchange.record.upstream.transport_failure.clone_from(&failure.transport);
         exchange.reply(reply, None)
+    }
+
+    /// Whether the whole request has come.
+    pub(super) fn has_arrived(&self) -> bool {
+        self.source.as_ref().is_none_or(|source| source.borrow().ended().is_some())
     }
 
     /// Notes that an endpoint works on the request.
@@ -304,7 +310,7 @@ impl Drop for Exchange {
         shared.active.set(shared.active.get().saturating_sub(1));
         shared.served.set(shared.served.get().saturating_add(1));
         shared.quiet_since.set(now);
-        shared.reads_when_quiet.set(shared.reads.load(Ordering::Relaxed));
+        shared.interim.clear();
         if let Some(cells) = shared.site.as_ref().and_then(|site| site.http.as_ref()) {
             cells.downstream_rq_active.dec();
         }
@@ -318,12 +324,13 @@ pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// A number as the value of a header. Most are small, and the same few are written again and again.
+/// A number as the value of a header. The same few are written again and again.
 pub(super) fn number(number: u64) -> HeaderValue {
+    const SMALL: [&str; 10] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
     thread_local! {
         static LAST: RefCell<(u64, HeaderValue)> = const { RefCell::new((0, HeaderValue::from_static("0"))) };
     }
-    if let Some(text) = usize::try_from(number).ok().and_then(small) {
+    if let Some(text) = usize::try_from(number).ok().and_then(|number| SMALL.get(number)) {
         return HeaderValue::from_static(text);
     }
     LAST.with_borrow_mut(|last| {
@@ -332,25 +339,4 @@ pub(super) fn number(number: u64) -> HeaderValue {
         }
         last.1.clone()
     })
-}
-
-/// The digits of a number below a hundred.
-fn small(number: usize) -> Option<&'static str> {
-    const ALL: &str = "\
-        0001020304050607080910111213141516171819202122232425262728293031323334353637383940414243444546474849\
-        5051525354555657585960616263646566676869707172737475767778798081828384858687888990919293949596979899";
-    let place = number.checked_mul(2)?;
-    ALL.get(if number < 10 { place + 1 } else { place }..place.checked_add(2)?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_are_written_as_numbers_are() {
-        for n in (0..1_000).chain([u64::MAX / 2, u64::MAX]) {
-            assert_eq!(number(n), n.to_string());
-        }
-    }
 }

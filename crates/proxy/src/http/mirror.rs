@@ -1,6 +1,5 @@
 //! Copies of requests to other clusters: sent and forgotten, never in the way of the request itself.
 
-use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +13,7 @@ use http_body_util::BodyExt;
 use tokio::time::timeout;
 
 use super::attempt::{Letter, More, Sent};
-use super::body::{SharedSource, UpBody};
+use super::body::UpBody;
 use super::exchange::Exchange;
 use crate::upstream::reach::{Want, reach};
 use crate::worker::Worker;
@@ -25,9 +24,6 @@ const LIMIT: Duration = Duration::from_secs(15);
 impl Exchange {
     /// Starts the copies that were decided.
     pub(super) fn mirror(&self, forward: &Forward, letter: &Letter) {
-        if let Some(source) = self.source.as_ref().filter(|_| !forward.mirrors.is_empty()) {
-            source.borrow_mut().keep();
-        }
         for Mirror { cluster, keep_host } in &forward.mirrors {
             let mut letter = letter.again();
             if !keep_host {
@@ -39,7 +35,10 @@ impl Exchange {
                 cluster: Arc::clone(cluster),
                 letter,
                 hash: forward.hash,
-                source: self.source.clone(),
+                body: self
+                    .source
+                    .as_ref()
+                    .map_or(UpBody::Empty, |source| source.borrow_mut().copy(self.buffer_limit())),
                 h2: self.shared.h2,
             };
             let limit = forward.timeout.unwrap_or(LIMIT);
@@ -64,21 +63,12 @@ struct Copy {
     letter: Letter,
     headers: HeaderMap,
     hash: Option<u64>,
-    source: Option<SharedSource>,
+    body: UpBody,
     h2: bool,
 }
 
 impl Copy {
     async fn send(self) {
-        // The body is copied once all of it has come; one that is too large to be kept is not copied.
-        let body = match &self.source {
-            None => UpBody::Empty,
-            Some(source) => {
-                poll_fn(|cx| source.borrow_mut().poll_ended(cx)).await;
-                let Some(chunks) = source.borrow().whole() else { return };
-                UpBody::ready(chunks)
-            }
-        };
         let request = balance::Request { hash: self.hash, ..balance::Request::default() };
         let now = self.worker.shared.now();
         let picked = self.cluster.balancer.pick(request, now, &mut self.worker.dice.borrow_mut());
@@ -93,7 +83,7 @@ impl Copy {
             upgrade: false,
         };
         let Ok(way) = reach(&self.worker, want).await else { return };
-        let sending = self.letter.send(&self.headers, &way, More::default(), body);
+        let sending = self.letter.send(&self.headers, &way, More::default(), self.body);
         let Some(Sent::Answered(response)) = sending.await else { return };
         let mut body = response.into_body();
         while let Some(Ok(_)) = body.frame().await {}

@@ -7,11 +7,14 @@ pub mod body;
 mod consult;
 mod errand;
 pub mod exchange;
+mod form;
 #[cfg(test)]
 mod injected;
+pub mod interim;
 pub mod keys;
 pub mod malformed;
 pub mod mirror;
+pub mod queue;
 pub mod reply;
 pub mod respond;
 pub mod seen;

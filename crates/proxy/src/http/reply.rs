@@ -1,13 +1,16 @@
 //! Answers of the proxy's own: plain text, or a gRPC status for gRPC callers.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use engine::reply::{Flags, LocalReply, grpc_status};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
+use tokio::time::Instant;
 
 use super::arrive::Head;
 use super::exchange::Exchange;
+use super::form::{self, Form, GRPC_STATUS};
 use super::respond::DownBody;
 
 impl Exchange {
@@ -23,20 +26,33 @@ impl Exchange {
         for (name, value) in &reply.headers {
             headers.append(name, value.clone());
         }
-        self.decorate(&mut headers, false);
+        self.shape_answer(&mut headers);
+        let form = Form::plain(reply.status, reply.body.clone());
+        let form = if reply.is_error { self.form(form, &mut headers) } else { form };
         if reply.is_error && self.record.grpc {
-            return self.reply_grpc(&reply, headers);
+            return self.reply_grpc(&reply, form, headers);
         }
-        let body = reply.body;
-        if !body.is_empty() && !headers.contains_key(header::CONTENT_TYPE) {
-            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+        self.sign(&mut headers);
+        if form.status == StatusCode::REQUEST_TIMEOUT && !self.shared.h2 && !self.has_arrived() {
+            // What is still to come of the request is not waited for.
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        let bodiless = self.record.method == Some(Method::HEAD) || reply.status == StatusCode::NO_CONTENT;
-        if !bodiless || !body.is_empty() {
-            headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+        let bodiless = self.record.method == Some(Method::HEAD) || form.status == StatusCode::NO_CONTENT;
+        if !bodiless || !form.body.is_empty() {
+            headers.insert(header::CONTENT_LENGTH, HeaderValue::from(form.body.len()));
         }
-        let body = if bodiless { Bytes::new() } else { body };
-        self.send_local(reply.status, headers, body)
+        let body = if bodiless { Bytes::new() } else { form.body };
+        self.send_local(form.status, headers, body)
+    }
+
+    /// Brings an answer into the form that the manager wants.
+    fn form(&mut self, form: Form, headers: &mut HeaderMap) -> Form {
+        let shared = Rc::clone(&self.shared);
+        let replies = shared.manager.local_replies.as_ref();
+        if replies.is_some() {
+            self.record.duration = Instant::now().duration_since(self.began);
+        }
+        form::write(replies, &mut self.record, &mut shared.worker.dice.borrow_mut(), form, headers)
     }
 
     /// Answers a request for which the process has nothing left.
@@ -48,17 +64,23 @@ impl Exchange {
         self.reply(LocalReply::error(status, "envoy overloaded", "overload", flags), None)
     }
 
-    fn reply_grpc(mut self: Box<Self>, reply: &LocalReply, mut headers: HeaderMap) -> Response<DownBody> {
-        let status = reply.grpc_status.unwrap_or_else(|| grpc_status(reply.status));
+    fn reply_grpc(mut self: Box<Self>, reply: &LocalReply, form: Form, mut headers: HeaderMap) -> Response<DownBody> {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        headers.insert(HeaderName::from_static("grpc-status"), HeaderValue::from(status));
-        if !reply.body.is_empty() {
-            let text = percent_encoding::percent_encode(&reply.body, GRPC_MESSAGE).to_string();
+        if !headers.contains_key(GRPC_STATUS) {
+            let status = reply.grpc_status.unwrap_or_else(|| grpc_status(form.status));
+            headers.insert(GRPC_STATUS, HeaderValue::from(status));
+        }
+        let body: &[u8] = &form.body;
+        let text = body.strip_suffix(b"\n").filter(|_| form.json).unwrap_or(body);
+        if !text.is_empty() && self.record.method != Some(Method::HEAD) {
+            let text = percent_encoding::percent_encode(text, GRPC_MESSAGE).to_string();
             if let Ok(value) = HeaderValue::try_from(text) {
                 headers.insert(HeaderName::from_static("grpc-message"), value);
             }
         }
-        self.record.grpc_status = u16::try_from(status).ok();
+        let status = headers.get(GRPC_STATUS).and_then(|value| value.to_str().ok()?.parse().ok());
+        self.record.grpc_status = status;
+        self.sign(&mut headers);
         self.send_local(StatusCode::OK, headers, Bytes::new())
     }
 }

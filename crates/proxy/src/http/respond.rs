@@ -77,7 +77,7 @@ impl Exchange {
         if seen.any(Seen::HOP.with(Seen::CONNECTION).with(Seen::TRANSFER_ENCODING)) {
             hop_by_hop(&mut parts.headers, parts.status == StatusCode::SWITCHING_PROTOCOLS && tunnel.is_some());
         }
-        self.decorate(&mut parts.headers, true);
+        self.decorate(&mut parts.headers);
         if self.record.grpc || seen.any(Seen::GRPC_STATUS) {
             self.record.grpc_status = grpc_status(&parts.headers);
         }
@@ -86,7 +86,7 @@ impl Exchange {
         if let Some(tunnel) = tunnel {
             return tunnel::run(self, parts, tunnel, way, &clock);
         }
-        stalled::limit(clock.idle);
+        stalled::limit([clock.idle, clock.try_idle].into_iter().flatten().min());
         let coming = Coming { body, way: Some(way), clock, last: self.now, waited: false };
         let mut body = DownBody { from: From::Upstream(Box::new(coming)), exchange: Some(self) };
         if body.is_end_stream() {
@@ -95,21 +95,30 @@ impl Exchange {
         Response::from_parts(parts, body)
     }
 
-    /// Header changes that concern every forwarded answer.
-    pub(super) fn decorate(&mut self, headers: &mut HeaderMap, forwarded: bool) {
-        let shared = &self.shared;
-        let manager = &shared.manager;
-        if forwarded && !manager.router.suppress_envoy_headers {
+    /// Header changes to an answer that is forwarded.
+    pub(super) fn decorate(&mut self, headers: &mut HeaderMap) {
+        if !self.shared.manager.router.suppress_envoy_headers {
             let time = self.record.upstream.service_time.map_or(0, millis);
             headers.insert(UPSTREAM_SERVICE_TIME, number(time));
         }
-        let matched = self.record.matched.as_ref();
-        if forwarded && matched.is_some_and(|matched| matched.host.attempt_count_in_response) {
+        if self.record.matched.as_ref().is_some_and(|matched| matched.host.attempt_count_in_response) {
             headers.insert(ATTEMPT_COUNT, number(u64::from(self.record.upstream.attempts)));
         }
+        self.shape_answer(headers);
+        self.sign(headers);
+    }
+
+    /// What the route and the decision change.
+    pub(super) fn shape_answer(&self, headers: &mut HeaderMap) {
         if let Some(decision) = &self.decision {
-            shape::response(decision, matched, &self.record, headers);
+            shape::response(decision, self.record.matched.as_ref(), &self.record, headers);
         }
+    }
+
+    /// What the manager itself adds to every answer; the last that happens to it.
+    pub(super) fn sign(&mut self, headers: &mut HeaderMap) {
+        let shared = &self.shared;
+        let manager = &shared.manager;
         if manager.request_id_in_response
             && let Some(id) = self.record.request_headers.get(X_REQUEST_ID)
         {
@@ -144,7 +153,9 @@ impl Exchange {
         headers: HeaderMap,
         body: Bytes,
     ) -> Response<DownBody> {
-        self.record.status = Some(status);
+        // A client that has gone gets nothing, whatever the answer would be.
+        let gone = self.record.flags.has(Flags::DOWNSTREAM_CONNECTION_TERMINATION);
+        self.record.status = Some(status).filter(|_| !gone);
         if let Some(source) = &self.source {
             source.borrow_mut().forget();
         }
@@ -159,7 +170,7 @@ impl Exchange {
 }
 
 /// The manager's own headers.
-fn server_and_via(manager: &HttpManager, headers: &mut HeaderMap) {
+pub(super) fn server_and_via(manager: &HttpManager, headers: &mut HeaderMap) {
     let ours = match manager.server_header {
         ServerHeader::Overwrite => true,
         ServerHeader::AppendIfAbsent => !headers.contains_key(header::SERVER),
@@ -265,12 +276,17 @@ impl Coming {
         if !std::mem::replace(&mut self.waited, true) {
             self.last = Instant::now();
         }
-        let idle = self.clock.idle.map(|idle| (self.last + idle, BodyError::Idle));
-        let timeout = self.clock.timeout_at().map(|at| (at, BodyError::Timeout));
-        let life = self.clock.life.map(|at| (at, BodyError::Duration));
-        let Some((at, error)) = [timeout, life, idle].into_iter().flatten().min_by_key(|(at, _)| *at) else {
-            return Poll::Pending;
-        };
+        let clock = &self.clock;
+        let last = clock.moved().map_or(self.last, |moved| moved.max(self.last));
+        let limits = [
+            (clock.timeout_at(), BodyError::Timeout),
+            (clock.life, BodyError::Duration),
+            (clock.try_life, BodyError::TryDuration),
+            (clock.idle.map(|limit| last + limit), BodyError::Idle),
+            (clock.try_idle.map(|limit| last + limit), BodyError::TryIdle),
+        ];
+        let limits = limits.into_iter().filter_map(|(at, error)| at.map(|at| (at, error)));
+        let Some((at, error)) = limits.min_by_key(|(at, _)| *at) else { return Poll::Pending };
         ready!(self.clock.alarm.borrow_mut().poll(at, cx));
         Poll::Ready(error)
     }
@@ -322,7 +338,11 @@ impl Body for DownBody {
                 let error = ready!(coming.poll_limits(cx));
                 let (flags, details) = match error {
                     BodyError::Timeout => (Flags::UPSTREAM_REQUEST_TIMEOUT, "response_timeout"),
-                    BodyError::Duration => (Flags::DURATION_TIMEOUT, "max_duration_timeout"),
+                    BodyError::Duration => (Flags::NONE, "max_duration_timeout"),
+                    BodyError::TryDuration => {
+                        (Flags::UPSTREAM_MAX_STREAM_DURATION, "upstream_max_stream_duration_reached")
+                    }
+                    BodyError::TryIdle => (Flags::UPSTREAM_REQUEST_TIMEOUT, "upstream_per_try_idle_timeout"),
                     _ => (Flags::STREAM_IDLE_TIMEOUT, "stream_idle_timeout"),
                 };
                 this.broke(flags, details);

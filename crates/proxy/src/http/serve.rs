@@ -6,7 +6,6 @@ use std::future::Future;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use engine::HttpManager;
@@ -23,6 +22,7 @@ use tokio::time::{Instant, timeout};
 use super::alarm::Alarm;
 use super::arrive::Client;
 use super::body::Incoming as Coming;
+use super::interim::Interim;
 use super::respond::DownBody;
 use super::stalled::Streams;
 use super::text::Text;
@@ -73,10 +73,10 @@ pub struct HttpConnection {
     pub served: Cell<u32>,
     /// When the last exchange ended (or the connection began).
     pub quiet_since: Cell<Instant>,
-    /// Reads that brought something, and how many there were when the last exchange ended.
-    pub reads: Arc<AtomicU32>,
-    /// See `reads`.
-    pub reads_when_quiet: Cell<u32>,
+    /// A head is under way (HTTP/1).
+    pub reading: Cell<bool>,
+    /// Interim answers that are to be passed on (HTTP/1).
+    pub interim: Interim,
     /// How writing to the client goes.
     pub writes: Arc<Writes>,
     /// The chain drains: answers say so.
@@ -104,15 +104,15 @@ pub async fn run(worker: &Rc<Worker>, connection: Connection, manager: Arc<HttpM
         active: Cell::new(0),
         served: Cell::new(0),
         quiet_since: Cell::new(Instant::now()),
-        reads: stream.reads(),
-        reads_when_quiet: Cell::new(0),
+        reading: Cell::new(false),
+        interim: Interim::default(),
         writes: stream.writes(),
         draining: Cell::new(false),
         alarm: Rc::default(),
         closing: Cell::new(false),
     });
     let counted = Counted::begin(&shared);
-    let guarded = Guarded { shared: &shared, head_since: None, blocked_since: None };
+    let guarded = Guarded { shared: &shared, blocked_since: None };
     if h2 {
         let handle = {
             let shared = Rc::clone(&shared);
@@ -179,12 +179,9 @@ impl<'a> Counted<'a> {
         self.shared.site.as_ref()?.http.as_deref().map(|cells| &**cells)
     }
 
-    /// The connection ended, with a fault where the client broke the protocol or went away.
+    /// The connection ended, with a fault where the client broke the protocol (which was answered and reported) or went away.
     fn end_h1(self, fault: Option<h1::Fault>) {
         let Some(fault) = fault else { return };
-        if let h1::Fault::Malformed(fault) = fault {
-            malformed::report(self.shared, fault);
-        }
         let remote = self.shared.downstream.facts.remote;
         tracing::debug!(%remote, %fault, "HTTP connection ended by a fault");
     }
@@ -276,8 +273,6 @@ fn h2_builder(manager: &HttpManager) -> http2::Builder<Streams> {
 /// A connection under its limits: idle time, time for a head, its whole life, drain.
 struct Guarded<'a> {
     shared: &'a HttpConnection,
-    /// A head is under way since then; the number of exchanges before it tells it from the next one.
-    head_since: Option<(u32, Instant)>,
     /// The client takes nothing since then, and what it had taken.
     blocked_since: Option<(u64, Instant)>,
 }
@@ -339,25 +334,6 @@ impl Guarded<'_> {
         Ending::Asked { until: now + patience }
     }
 
-    /// Bytes came since the last exchange ended, and still no whole head: a client that drips is not waited for.
-    fn head_is_late(&mut self, now: Instant) -> bool {
-        let shared = self.shared;
-        let served = shared.served.get();
-        if shared.h2 || shared.reads.load(Ordering::Relaxed) == shared.reads_when_quiet.get() {
-            self.head_since = None;
-            return false;
-        }
-        match self.head_since {
-            Some((before, since)) if before == served => {
-                shared.manager.request_headers_timeout.is_some_and(|limit| now >= since + limit)
-            }
-            _ => {
-                self.head_since = Some((served, now));
-                false
-            }
-        }
-    }
-
     /// The client has taken nothing of what waits for it, for longer than an exchange may stand still.
     fn is_blocked(&mut self, now: Instant) -> bool {
         let written = self.shared.writes.blocked_at();
@@ -404,8 +380,9 @@ impl Guarded<'_> {
         if matches!(ending, Ending::Asked { until } if now >= *until) {
             return Some(Stop::Gracefully);
         }
-        if self.head_is_late(now) {
-            return Some(Stop::Now);
+        if self.shared.reading.get() {
+            // A head that drips is answered when it is late.
+            return None;
         }
         let quiet = now.duration_since(self.shared.quiet_since.get());
         if self.shared.served.get() == 0 {

@@ -107,7 +107,7 @@ impl Exchange {
             (Ok(_), None) => return self.fail(&Kind::Protocol.into()),
         };
         let mut headers = HeaderMap::new();
-        self.decorate(&mut headers, true);
+        self.decorate(&mut headers);
         self.record.status = Some(StatusCode::OK);
         self.record.details = Some(via_upstream());
         let idle = forward.idle_timeout;

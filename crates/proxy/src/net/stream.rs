@@ -5,7 +5,7 @@ use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BytesMut};
@@ -248,7 +248,6 @@ impl AsyncWrite for Stream {
 pub struct Ahead {
     bytes: BytesMut,
     stream: Stream,
-    reads: Arc<AtomicU32>,
     writes: Arc<Writes>,
     frames: Option<Box<Frames>>,
 }
@@ -287,12 +286,7 @@ impl Writes {
 impl Ahead {
     /// A stream of which nothing was read.
     pub fn none(stream: Stream) -> Self {
-        Self { bytes: BytesMut::new(), stream, reads: Arc::default(), writes: Arc::default(), frames: None }
-    }
-
-    /// Counts the reads that brought something; readable while the stream is in use elsewhere.
-    pub fn reads(&self) -> Arc<AtomicU32> {
-        Arc::clone(&self.reads)
+        Self { bytes: BytesMut::new(), stream, writes: Arc::default(), frames: None }
     }
 
     /// The stream below, and what was read of it.
@@ -379,7 +373,6 @@ impl AsyncRead for Ahead {
         }
         let before = buf.filled().len();
         ready!(this.poll_turn(cx, buf))?;
-        this.reads.fetch_add(1, Ordering::Relaxed);
         Poll::Ready(this.came(buf.filled().get(before..).unwrap_or_default()))
     }
 }

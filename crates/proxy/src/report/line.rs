@@ -3,6 +3,7 @@
 use engine::Dice;
 use engine::access_log::{AccessLog, LogFilter, LogFormat, LogSink};
 use engine::format::{JsonNode, JsonTemplate, Operator, Piece, Template, Values as _};
+use engine::local_reply::BodyTemplate;
 use telemetry::accesslog::{Sink, Sinks, Target, write_json_text};
 
 use super::record::{Record, Wants};
@@ -74,6 +75,20 @@ impl Log {
         });
         wants
     }
+}
+
+/// The body of an answer of the proxy's own.
+pub fn body(template: &BodyTemplate, record: &Record) -> Vec<u8> {
+    let (mut text, mut out) = (String::new(), Vec::new());
+    match template {
+        BodyTemplate::Text(template, absent) => {
+            template.render(record, absent, &mut text);
+            return text.into_bytes();
+        }
+        BodyTemplate::Json(template) => json(&template.root, template.omit_empty, record, &mut text, &mut out),
+    }
+    out.push(b'\n');
+    out
 }
 
 impl Format {
@@ -285,7 +300,8 @@ fn typed(
     }
 }
 
-fn takes(filter: &LogFilter, record: &Record, dice: &mut Dice) -> bool {
+/// Whether a filter takes what a record is about.
+pub fn takes(filter: &LogFilter, record: &Record, dice: &mut Dice) -> bool {
     match filter {
         LogFilter::Status(wanted) => wanted.holds(record.status.map_or(0, |status| u64::from(status.as_u16()))),
         LogFilter::Duration(wanted) => wanted.holds(u64::try_from(record.duration.as_millis()).unwrap_or(u64::MAX)),

@@ -166,6 +166,8 @@ pub struct Record {
     pub guards: Vec<Guard>,
     /// What filters told those behind them (`%DYNAMIC_METADATA%`).
     pub metadata: Option<Box<Metadata>>,
+    /// The body of an answer of the proxy's own while it is brought into its form (`%LOCAL_REPLY_BODY%`).
+    pub local_body: Option<Box<str>>,
     /// False: the client went away before the answer was whole.
     pub complete: bool,
     /// The server's side.
@@ -210,6 +212,7 @@ impl Record {
             rbac: Vec::new(),
             guards: Vec::new(),
             metadata: None,
+            local_body: None,
             complete: false,
             upstream: Upstream::default(),
             peer: PeerMetadata::default(),

@@ -51,7 +51,11 @@ impl Values for Record {
                 out.push_str(if self.kind == Kind::Tcp { "TcpConnectionEnd" } else { "DownstreamEnd" });
                 true
             }
-            Operator::LocalReplyBody | Operator::CustomFlags => true,
+            Operator::LocalReplyBody => {
+                out.push_str(self.local_body.as_deref().unwrap_or_default());
+                true
+            }
+            Operator::CustomFlags => true,
             other => {
                 self.number(other).is_some_and(|number| decimal(number, out))
                     || self.plain(other, out)

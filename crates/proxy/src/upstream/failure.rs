@@ -47,6 +47,12 @@ pub enum Kind {
     Timeout,
     /// The exchange lived longer than it may (`max_stream_duration`, `grpc-timeout`).
     Duration,
+    /// The attempt lived longer than its cluster lets it.
+    TryDuration,
+    /// Nothing moved for longer than the exchange may stand still.
+    Idle,
+    /// The client did not send the whole request in time (`request_timeout`).
+    Arrival,
     /// No endpoint can take the request.
     NoHealthyUpstream,
     /// The client broke off.
@@ -79,7 +85,7 @@ impl Failure {
     /// Who is to blame.
     pub fn guilty(&self) -> Guilty {
         match self.kind {
-            Kind::Downstream | Kind::Malformed => Guilty::Client,
+            Kind::Downstream | Kind::Malformed | Kind::Arrival => Guilty::Client,
             Kind::Overflow => Guilty::Local,
             Kind::NoHealthyUpstream => Guilty::Mesh,
             _ => Guilty::Upstream,
@@ -94,19 +100,24 @@ impl Failure {
             Kind::Termination => Flags::UPSTREAM_CONNECTION_TERMINATION,
             Kind::RemoteReset | Kind::RefusedStream => Flags::UPSTREAM_REMOTE_RESET,
             Kind::Protocol => Flags::UPSTREAM_PROTOCOL_ERROR,
-            Kind::PerTryTimeout | Kind::Timeout => Flags::UPSTREAM_REQUEST_TIMEOUT,
-            Kind::PerTryIdle => Flags::STREAM_IDLE_TIMEOUT,
-            Kind::Duration => Flags::DURATION_TIMEOUT,
+            Kind::PerTryTimeout | Kind::PerTryIdle | Kind::Timeout => Flags::UPSTREAM_REQUEST_TIMEOUT,
+            Kind::Idle => Flags::STREAM_IDLE_TIMEOUT,
+            Kind::TryDuration => Flags::UPSTREAM_MAX_STREAM_DURATION,
+            Kind::Duration | Kind::Arrival => Flags::NONE,
             Kind::NoHealthyUpstream => Flags::NO_HEALTHY_UPSTREAM,
             Kind::Downstream => Flags::DOWNSTREAM_CONNECTION_TERMINATION,
             Kind::Malformed => Flags::DOWNSTREAM_PROTOCOL_ERROR,
         }
     }
 
-    /// The status of the answer that the proxy makes of it.
-    pub fn status(&self) -> StatusCode {
+    /// The status of the answer that the proxy makes of it. `arrived`: the whole request has come; where the client is still
+    /// sending, what takes too long is its request.
+    pub fn status(&self, arrived: bool) -> StatusCode {
         match self.kind {
-            Kind::PerTryTimeout | Kind::PerTryIdle | Kind::Timeout | Kind::Duration => StatusCode::GATEWAY_TIMEOUT,
+            Kind::Arrival => StatusCode::REQUEST_TIMEOUT,
+            Kind::Idle | Kind::Duration | Kind::TryDuration if !arrived => StatusCode::REQUEST_TIMEOUT,
+            Kind::PerTryTimeout | Kind::PerTryIdle | Kind::Timeout => StatusCode::GATEWAY_TIMEOUT,
+            Kind::Idle | Kind::Duration | Kind::TryDuration => StatusCode::GATEWAY_TIMEOUT,
             Kind::Protocol => StatusCode::BAD_GATEWAY,
             Kind::Downstream => StatusCode::BAD_REQUEST,
             Kind::Malformed => Fault::Grammar.status(),
@@ -139,6 +150,9 @@ impl Failure {
             Kind::Malformed => "Bad Request".to_owned(),
             Kind::PerTryTimeout | Kind::PerTryIdle | Kind::Timeout => "upstream request timeout".to_owned(),
             Kind::Duration => "downstream duration timeout".to_owned(),
+            Kind::TryDuration => "upstream max stream duration reached".to_owned(),
+            Kind::Idle => "stream timeout".to_owned(),
+            Kind::Arrival => "request timeout".to_owned(),
             Kind::NoHealthyUpstream => "no healthy upstream".to_owned(),
             _ => {
                 let prefix = if retried { "retried and the latest reset reason: " } else { "reset reason: " };
@@ -156,6 +170,9 @@ impl Failure {
             Kind::PerTryIdle => "upstream_per_try_idle_timeout".to_owned(),
             Kind::Timeout => "response_timeout".to_owned(),
             Kind::Duration => "max_duration_timeout".to_owned(),
+            Kind::TryDuration => "upstream_max_stream_duration_reached".to_owned(),
+            Kind::Idle => "stream_idle_timeout".to_owned(),
+            Kind::Arrival => "request_overall_timeout".to_owned(),
             Kind::NoHealthyUpstream => "no_healthy_upstream".to_owned(),
             Kind::Downstream => "downstream_remote_disconnect".to_owned(),
             Kind::Malformed => Fault::Grammar.details().to_owned(),

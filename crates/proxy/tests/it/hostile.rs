@@ -64,7 +64,7 @@ fn informational_answers_are_passed_over_and_never_end() {
     let storm = "HTTP/1.1 102 Processing\r\n\r\n".repeat(500);
     assert_eq!(status(saying(format!("{storm}HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")), ""), 200);
     let endless = server(|_, mut stream| while stream.write_all(b"HTTP/1.1 103 Early Hints\r\n\r\n").is_ok() {});
-    assert!(matches!(status(endless, ""), 502..=504));
+    assert_eq!(status(endless, ""), 502, "an endless one is cut off long before its time is over");
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod framing;
 mod hostile;
 mod http;
 mod http2;
+mod interim;
 mod limits;
 mod pressure;
 mod resumption;
