@@ -324,13 +324,12 @@ pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// A number as the value of a header. The same few are written again and again.
+/// A number as the value of a header. Most are small, and the same few are written again and again.
 pub(super) fn number(number: u64) -> HeaderValue {
-    const SMALL: [&str; 10] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
     thread_local! {
         static LAST: RefCell<(u64, HeaderValue)> = const { RefCell::new((0, HeaderValue::from_static("0"))) };
     }
-    if let Some(text) = usize::try_from(number).ok().and_then(|number| SMALL.get(number)) {
+    if let Some(text) = usize::try_from(number).ok().and_then(small) {
         return HeaderValue::from_static(text);
     }
     LAST.with_borrow_mut(|last| {
@@ -339,4 +338,25 @@ pub(super) fn number(number: u64) -> HeaderValue {
         }
         last.1.clone()
     })
+}
+
+/// The digits of a number below a hundred.
+fn small(number: usize) -> Option<&'static str> {
+    const ALL: &str = "\
+        0001020304050607080910111213141516171819202122232425262728293031323334353637383940414243444546474849\
+        5051525354555657585960616263646566676869707172737475767778798081828384858687888990919293949596979899";
+    let place = number.checked_mul(2)?;
+    ALL.get(if number < 10 { place + 1 } else { place }..place.checked_add(2)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_written_as_numbers_are() {
+        for n in (0..1_000).chain([u64::MAX / 2, u64::MAX]) {
+            assert_eq!(number(n), n.to_string());
+        }
+    }
 }
