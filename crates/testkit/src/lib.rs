@@ -2,12 +2,16 @@
 //!
 //! For developers; nothing that ships depends on it.
 
+pub mod ads;
+pub mod checked;
 pub mod client;
 pub mod frames;
 pub mod head;
 pub mod issue;
+pub mod names;
 pub mod oracle;
 pub mod recorder;
+pub mod redirection;
 pub mod single;
 pub mod table;
 pub mod token;

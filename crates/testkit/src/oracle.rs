@@ -13,18 +13,20 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use prost::Message;
-use proto::envoy::config::core::v3::{HeaderValue as Header, HeaderValueOption};
+use proto::envoy::config::core::v3::{HeaderValue as Header, HeaderValueOption, Metadata};
 use proto::envoy::service::auth::v3::{
-    CheckRequest, CheckResponse, DeniedHttpResponse, OkHttpResponse, check_response::HttpResponse,
+    AttributeContext, CheckRequest, CheckResponse, DeniedHttpResponse, OkHttpResponse, check_response::HttpResponse,
 };
 use proto::envoy::r#type::v3::HttpStatus;
 use proto::google::rpc::Status;
+use serde::Deserialize;
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::token;
 
 /// What a server answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Oracle {
     /// Whether requests may pass.
     Authorizer,
@@ -123,14 +125,15 @@ async fn serve_grpc(stream: TcpStream) {
 }
 
 async fn check(request: Request<h2::RecvStream>, mut respond: h2::server::SendResponse<Bytes>) {
-    let mut incoming = request.into_body();
+    let (head, mut incoming) = request.into_parts();
+    let metadata = head.headers;
     let mut body = Vec::new();
     while let Some(Ok(chunk)) = incoming.data().await {
         let _ = incoming.flow_control().release_capacity(chunk.len());
         body.extend_from_slice(&chunk);
     }
     let question = body.get(5..).and_then(|message| CheckRequest::decode(message).ok()).unwrap_or_default();
-    let (code, message) = match verdict(question).await {
+    let (code, message) = match verdict(question, &text(&metadata, "x-asked-by")).await {
         Some(message) => (0, Some(message)),
         None => (13, None),
     };
@@ -149,15 +152,41 @@ async fn check(request: Request<h2::RecvStream>, mut respond: h2::server::SendRe
     let _ = stream.send_trailers(trailers);
 }
 
-/// `None`: the call fails.
-async fn verdict(question: CheckRequest) -> Option<CheckResponse> {
-    let attributes = question.attributes.unwrap_or_default();
-    let http = attributes.request.and_then(|request| request.http).unwrap_or_default();
-    let source = attributes.source.unwrap_or_default();
+/// What of a question goes beyond the request itself.
+fn beyond(attributes: &AttributeContext, asked_by: &str) -> String {
+    let source = attributes.source.clone().unwrap_or_default();
     let mut more = format!(" from {}", source.principal);
     for (name, value) in &attributes.context_extensions {
         more.push_str(&format!(", {name}={value}"));
     }
+    let told = |metadata: &Option<Metadata>| {
+        let spaces = metadata.iter().flat_map(|metadata| metadata.filter_metadata.keys());
+        let mut spaces: Vec<_> = spaces.cloned().collect();
+        spaces.sort_unstable();
+        spaces.join("+")
+    };
+    let http = attributes.request.as_ref().and_then(|request| request.http.as_ref());
+    let parts = [
+        ("bytes", http.filter(|http| !http.raw_body.is_empty()).map(|_| String::new())),
+        ("certificate", Some(source.certificate).filter(|text| !text.is_empty()).map(|_| String::new())),
+        ("sni ", attributes.tls_session.as_ref().map(|session| session.sni.clone())),
+        ("metadata ", Some(told(&attributes.metadata_context))),
+        ("route metadata ", Some(told(&attributes.route_metadata_context))),
+        ("asked by ", Some(asked_by.to_owned())),
+    ];
+    for (name, value) in parts {
+        if let Some(value) = value.filter(|value| !(name.ends_with(' ') && value.is_empty())) {
+            more.push_str(&format!(", {name}{value}"));
+        }
+    }
+    more
+}
+
+/// `None`: the call fails.
+async fn verdict(question: CheckRequest, asked_by: &str) -> Option<CheckResponse> {
+    let attributes = question.attributes.unwrap_or_default();
+    let more = beyond(&attributes, asked_by);
+    let http = attributes.request.and_then(|request| request.http).unwrap_or_default();
     let saw = saw(&http.method, &http.path, &http.host, http.body.len().max(http.raw_body.len()), &more);
     let header = |name: &str, value: &str| HeaderValueOption {
         header: Some(Header { key: name.to_owned(), value: value.to_owned(), ..Header::default() }),

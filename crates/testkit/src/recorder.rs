@@ -1,4 +1,4 @@
-//! Backends that write down what reaches them and answer as the request asks (`x-fail`, `x-delay-ms`, `x-stream`).
+//! Backends that write down what reaches them and answer as the request asks (`x-fail`, `x-delay-ms`, `x-stream`, `x-reset-in`).
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -16,6 +16,8 @@ use hyper::body::{Frame, Incoming};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+
+use crate::checked::{CHECK, Check, Checked, is_check};
 
 /// What one backend saw of one request or connection.
 #[derive(Debug, Clone)]
@@ -110,6 +112,8 @@ pub struct Behaviour {
     pub pattern: Vec<u16>,
     /// Wait this long before each answer.
     pub delay: Duration,
+    /// What health checks must be like.
+    pub checked: Option<Checked>,
 }
 
 /// A running backend; it stops when dropped.
@@ -135,6 +139,7 @@ struct Backend {
     log: Arc<Log>,
     behaviour: Mutex<Behaviour>,
     served: AtomicUsize,
+    checks: AtomicUsize,
 }
 
 impl Recorder {
@@ -156,6 +161,7 @@ impl Recorder {
             log,
             behaviour: Mutex::new(behaviour),
             served: AtomicUsize::new(0),
+            checks: AtomicUsize::new(0),
         });
         let serving = Arc::clone(&backend);
         let task = tokio::spawn(async move {
@@ -225,12 +231,18 @@ impl Backend {
         let (head, body) = request.into_parts();
         self.log.enter(&self.name);
         let body = body.collect().await.ok().map(|all| all.to_bytes().to_vec());
-        if is_check(&head.headers) {
-            self.log.leave(&self.name);
-            return Ok(self.reply(self.behaviour().always.unwrap_or(200), None));
-        }
         let authority = text(head.headers.get(http::header::HOST));
         let path = head.uri.path_and_query().map_or_else(|| head.uri.to_string(), ToString::to_string);
+        if is_check(&head.headers) {
+            self.log.leave(&self.name);
+            let body = body.unwrap_or_default();
+            let (method, headers) = (head.method.as_str(), &head.headers);
+            let check = Check { method, path: &path, host: &authority, headers, body: &body, protocol: "http1" };
+            if self.behaviour().checked.is_some_and(|wanted| wanted.hang) {
+                std::future::pending::<()>().await;
+            }
+            return Ok(self.reply_checked(&check));
+        }
         self.record(at, id, "http1", head.method.as_str(), path, authority, &head.headers, body);
         let deed = self.deed(&head.headers);
         self.wait(&head.headers).await;
@@ -238,7 +250,13 @@ impl Backend {
         match deed {
             Deed::Reset | Deed::Refuse => Err(std::io::Error::other("scripted reset")),
             Deed::Hang => std::future::pending().await,
-            Deed::Status(status) => Ok(self.reply(status, stream_plan(&head.headers))),
+            Deed::Status(status) => {
+                let mut reply = self.reply(status, stream_plan(&head.headers));
+                if let Some(time) = reset_time(&head.headers) {
+                    reply.headers_mut().insert("x-reset", time.into());
+                }
+                Ok(reply)
+            }
             Deed::Grpc(code) => {
                 let mut reply = self.reply(200, None);
                 reply.headers_mut().insert("grpc-status", code.into());
@@ -267,6 +285,21 @@ impl Backend {
         reply
     }
 
+    fn reply_checked(&self, check: &Check<'_>) -> Response<BoxBody<Bytes, Infallible>> {
+        let behaviour = self.behaviour();
+        let Some(wanted) = behaviour.checked else { return self.reply(behaviour.always.unwrap_or(200), None) };
+        let status = if wanted.allows(check, self.turn()) { wanted.status.unwrap_or(200) } else { 503 };
+        let body = Bytes::from(wanted.answer.unwrap_or_else(|| "ok".to_owned()));
+        let mut reply = Response::new(http_body_util::Full::new(body).boxed());
+        *reply.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        for (name, value) in &wanted.answer_headers {
+            if let (Ok(name), Ok(value)) = (http::HeaderName::try_from(name), http::HeaderValue::try_from(value)) {
+                reply.headers_mut().insert(name, value);
+            }
+        }
+        reply
+    }
+
     fn sign(&self, headers: &mut HeaderMap) {
         if let Ok(name) = self.name.parse() {
             headers.insert("x-backend", name);
@@ -291,13 +324,16 @@ impl Backend {
         let (head, mut incoming) = request.into_parts();
         self.log.enter(&self.name);
         let body = read_body(&mut incoming).await;
-        if is_check(&head.headers) {
-            self.log.leave(&self.name);
-            self.reply_check(&mut respond);
-            return;
-        }
         let authority = head.uri.authority().map(ToString::to_string).unwrap_or_default();
         let path = head.uri.path_and_query().map(ToString::to_string).unwrap_or_default();
+        if is_check(&head.headers) {
+            self.log.leave(&self.name);
+            let body = body.unwrap_or_default();
+            let (method, headers) = (head.method.as_str(), &head.headers);
+            let check = Check { method, path: &path, host: &authority, headers, body: &body, protocol: "http2" };
+            self.reply_check(&check, &mut respond);
+            return;
+        }
         self.record(at, id, "http2", head.method.as_str(), path, authority, &head.headers, body);
         let deed = self.deed(&head.headers);
         self.wait(&head.headers).await;
@@ -320,9 +356,17 @@ impl Backend {
         }
     }
 
-    /// gRPC's health service: serving, unless everything fails here.
-    fn reply_check(&self, respond: &mut h2::server::SendResponse<Bytes>) {
-        let serving = self.behaviour().always.is_none_or(|status| status == 200);
+    /// gRPC's health service: serving, unless everything fails here; and checks by HTTP/2.
+    fn reply_check(&self, check: &Check<'_>, respond: &mut h2::server::SendResponse<Bytes>) {
+        let behaviour = self.behaviour();
+        let well = behaviour.always.is_none_or(|status| status == 200);
+        let serving = behaviour.checked.as_ref().map_or(well, |wanted| wanted.allows(check, self.turn()));
+        if !text(check.headers.get("content-type")).starts_with("application/grpc") {
+            let mut reply = Response::new(());
+            *reply.status_mut() = if serving { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+            let _ = respond.send_response(reply, true);
+            return;
+        }
         let mut reply = Response::new(());
         reply.headers_mut().insert("content-type", http::HeaderValue::from_static("application/grpc"));
         let Ok(mut body) = respond.send_response(reply, false) else { return };
@@ -351,8 +395,17 @@ impl Backend {
 
     async fn serve_tcp(self: Arc<Self>, mut stream: TcpStream, id: u64) {
         let mut buffer = vec![0u8; 16 * 1024];
-        let Ok(count @ 1..) = stream.read(&mut buffer).await else { return };
-        let body = Some(buffer.iter().take(count).copied().collect());
+        let body: Vec<u8> = loop {
+            let Ok(count @ 1..) = stream.read(&mut buffer).await else { return };
+            let body: Vec<u8> = buffer.iter().take(count).copied().collect();
+            if !body.starts_with(CHECK) {
+                break body;
+            }
+            if stream.write_all(format!("I am {}\n", self.name).as_bytes()).await.is_err() {
+                return;
+            }
+        };
+        let body = Some(body);
         self.record(Instant::now(), id, "tcp", "", String::new(), String::new(), &HeaderMap::new(), body);
         if stream.write_all(format!("{}\n", self.name).as_bytes()).await.is_err() {
             return;
@@ -386,6 +439,11 @@ impl Backend {
             complete: body.is_some(),
             body: body.unwrap_or_default(),
         });
+    }
+
+    /// How many checks came before this one.
+    fn turn(&self) -> usize {
+        self.checks.fetch_add(1, Ordering::Relaxed)
     }
 
     fn behaviour(&self) -> Behaviour {
@@ -427,11 +485,6 @@ impl Backend {
     }
 }
 
-/// A health check of a proxy; it is answered and not written down.
-fn is_check(headers: &HeaderMap) -> bool {
-    text(headers.get("user-agent")) == "Envoy/HC"
-}
-
 /// The whole body; `None` when it broke off.
 async fn read_body(incoming: &mut h2::RecvStream) -> Option<Vec<u8>> {
     let mut body = Vec::new();
@@ -452,4 +505,11 @@ fn stream_plan(headers: &HeaderMap) -> Option<(usize, Duration)> {
 
 fn text(value: Option<&http::HeaderValue>) -> String {
     value.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()).unwrap_or_default()
+}
+
+/// `x-reset-in: N`: the second of the clock that the header `x-reset` of the answer names.
+fn reset_time(headers: &HeaderMap) -> Option<u64> {
+    let after: u64 = text(headers.get("x-reset-in")).parse().ok()?;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).ok()?;
+    Some(now.as_secs() + after)
 }

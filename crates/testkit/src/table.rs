@@ -219,6 +219,8 @@ pub struct Ask {
     pub then_heal: Option<OneOf<String>>,
     /// Wait before `requests_after`.
     pub wait_ms: Option<u64>,
+    /// Wait between the requests of a series, which come on one connection.
+    pub pause_ms: Option<u64>,
     /// Requests after the wait.
     pub requests_after: Option<usize>,
 }
@@ -393,6 +395,8 @@ pub struct Upstream {
     pub authority: Option<String>,
     /// Headers and their values.
     pub headers: BTreeMap<String, OneOf<String>>,
+    /// Headers and texts that must be in them.
+    pub headers_with: BTreeMap<String, Vec<String>>,
     /// Headers that must not be there.
     pub headers_absent: Vec<String>,
     /// Header list of an HTTP/2 case.

@@ -307,6 +307,7 @@ async fn start_recorder(workload: &Placed, port: &str, app: SocketAddr, log: Arc
         always: endpoint.and_then(|e| e.always).or(sick),
         pattern: pattern.split(',').filter_map(|status| status.trim().parse().ok()).collect(),
         delay: Duration::from_millis(endpoint.map_or(0, |e| e.delay_ms)),
+        checked: None,
     };
     let spoken = if port.starts_with("tcp") || port == "tls" { Spoken::Tcp } else { Spoken::Http };
     let patience = Instant::now() + Duration::from_secs(2);

@@ -1,8 +1,9 @@
 //! Tables about configurations of one proxy: an Envoy bootstrap, requests, and what must come of them.
 //!
 //! Bootstraps are Envoy's own. To keep them short, `http` stands for plaintext HTTP listeners on 127.0.0.1 and
-//! `clusters` for clusters of recorders; `more` is taken as it is. In every text `$dir` is the working directory, where
-//! `certs/one` and `certs/two` hold certificate files and logs may be written.
+//! `clusters` for clusters of recorders; `more` is taken as it is. Filters whose names begin with `istio.` are Istio's own:
+//! our proxy has them, and for a plain Envoy they are left out. In every text `$dir` is the working directory, where
+//! `certs/one` and `certs/two` hold certificate files and logs may be written; `@JWKS-1@` is a set of keys for tokens.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -12,7 +13,12 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use crate::checked::Checked;
+use crate::names::Known;
+use crate::oracle::Oracle;
+use crate::redirection::Redirection;
 use crate::table::{Ask, Expect};
+use crate::token;
 
 /// A whole table.
 #[derive(Debug, Clone, Deserialize)]
@@ -53,6 +59,19 @@ pub struct Recorded {
     /// Nothing listens.
     #[serde(default)]
     pub down: bool,
+    /// What health checks must be like.
+    pub checked: Option<Checked>,
+    /// Answers proxies' questions instead, and records nothing.
+    pub oracle: Option<Oracle>,
+    /// Brings connections to a proxy instead, as the kernel's redirection does.
+    pub redirected: Option<Redirection>,
+}
+
+impl Recorded {
+    /// Whether it is a backend that writes down what comes.
+    pub fn records(&self) -> bool {
+        !self.down && self.oracle.is_none() && self.redirected.is_none()
+    }
 }
 
 /// A configuration.
@@ -72,6 +91,15 @@ pub struct Bootstrap {
     /// Anything else of a bootstrap; lists are appended, objects merged.
     #[serde(default)]
     pub more: Map<String, Value>,
+    /// Resources that a server gives to all who ask for them by gRPC, at the Unix socket `$dir/ads.sock`.
+    #[serde(default)]
+    pub ads: Vec<Value>,
+    /// Names that the system's name server (127.0.0.1) knows.
+    #[serde(default)]
+    pub names: BTreeMap<String, Known>,
+    /// Variables of the proxy's environment; `<NAME` stands for what is in a file of the working directory.
+    #[serde(default)]
+    pub environment: BTreeMap<String, String>,
 }
 
 /// One case.
@@ -91,8 +119,14 @@ pub struct Case {
     /// Files in the working directory that must hold these texts, some time after.
     #[serde(default)]
     pub files: BTreeMap<String, Vec<String>>,
+    /// And those that must not hold these.
+    #[serde(default)]
+    pub files_without: BTreeMap<String, Vec<String>>,
     /// File in the working directory that is written before: name and content.
     pub write: Option<(String, String)>,
+    /// Files in the working directory (sockets too) and their modes, in octal digits.
+    #[serde(default)]
+    pub modes: BTreeMap<String, String>,
     /// Ask so many times; each must hold.
     #[serde(default)]
     pub repeat: Option<usize>,
@@ -141,6 +175,14 @@ impl Table {
         merge(&mut whole, &Value::Object(own.more.clone()));
         place(&mut whole, &directory.display().to_string());
         Ok(whole)
+    }
+
+    /// What the server at `$dir/ads.sock` gives, as a DiscoveryResponse in JSON; `None` where there is no server.
+    pub fn served(&self, id: &str, directory: &Path) -> Option<Value> {
+        let own = self.bootstraps.get(id).filter(|own| !own.ads.is_empty())?;
+        let mut whole = json!({"version_info": "1", "resources": own.ads});
+        place(&mut whole, &directory.display().to_string());
+        Some(whole)
     }
 
     /// Files that the bootstrap reads: name and content.
@@ -211,6 +253,18 @@ fn socket(at: SocketAddr) -> Value {
     json!({"socket_address": {"address": at.ip().to_string(), "port_value": at.port()}})
 }
 
+/// Takes away Istio's own filters, which a plain Envoy does not have.
+pub fn without_istio(value: &mut Value) {
+    match value {
+        Value::Array(items) => {
+            items.retain(|item| !item["name"].as_str().is_some_and(|name| name.starts_with("istio.")));
+            items.iter_mut().for_each(without_istio);
+        }
+        Value::Object(fields) => fields.values_mut().for_each(without_istio),
+        _ => {}
+    }
+}
+
 fn merge(into: &mut Value, more: &Value) {
     match (into, more) {
         (Value::Object(into), Value::Object(more)) => {
@@ -228,10 +282,14 @@ fn merge(into: &mut Value, more: &Value) {
     }
 }
 
-/// Puts the working directory where texts say `$dir`.
+/// Puts the working directory where texts say `$dir`, and key sets where they say `@JWKS-N@`.
 fn place(value: &mut Value, directory: &str) {
     match value {
         Value::String(text) if text.contains("$dir") => *text = text.replace("$dir", directory),
+        Value::String(text) if text == "@JWKS-1@" || text == "@JWKS-2@" => {
+            let number = if text.contains('1') { 1 } else { 2 };
+            *text = token::mint().map(|mint| mint.key_set(number)).unwrap_or_default();
+        }
         Value::Array(items) => items.iter_mut().for_each(|item| place(item, directory)),
         Value::Object(fields) => fields.values_mut().for_each(|item| place(item, directory)),
         _ => {}

@@ -112,6 +112,7 @@ struct Target {
     protocol: String,
     raw: Option<String>,
     fields: Option<Vec<(Vec<u8>, Vec<u8>)>>,
+    pause: Duration,
 }
 
 fn target(topology: &Topology, request: &table::Ask, from: Option<&str>) -> Result<Target> {
@@ -155,7 +156,8 @@ fn spoken_to(to: SocketAddr, request: &table::Ask, authority: String) -> Result<
     let raw = request.raw.as_ref().and_then(|raw| raw.as_str()).map(str::to_owned);
     let fields = request.h2_headers.as_ref();
     let fields = fields.map(|all| all.iter().map(|(name, value)| (latin(name), latin(value))).collect());
-    Ok(Target { to, ask, protocol: request.protocol.clone(), raw, fields })
+    let pause = Duration::from_millis(request.pause_ms.unwrap_or(0));
+    Ok(Target { to, ask, protocol: request.protocol.clone(), raw, fields, pause })
 }
 
 /// Puts a token where a case wants it; into `Authorization` where it says nothing.
@@ -239,6 +241,9 @@ async fn many(target: &Target, count: usize, concurrency: usize, round: usize) -
             let mut ask = target.ask.clone();
             if count > 1 {
                 vary_request_id(&mut ask, number);
+            }
+            if number > lane {
+                tokio::time::sleep(target.pause).await;
             }
             answers.push(one(target, &mut connection, &ask, None, round).await);
         }

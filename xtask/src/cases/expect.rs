@@ -172,6 +172,12 @@ fn check_upstream(upstream: &Upstream, record: &Record, wrong: &mut Vec<String>)
             wrong.push(format!("the backend got {name}: {seen:?}, must get {values:?}"));
         }
     }
+    for (name, texts) in &upstream.headers_with {
+        let seen = record.header(name).join(",");
+        for text in texts.iter().filter(|text| !seen.contains(text.as_str())) {
+            wrong.push(format!("the backend got {name}: {seen:?}, must have {text:?}"));
+        }
+    }
     for name in &upstream.headers_absent {
         if !record.header(name).is_empty() {
             wrong.push(format!("the backend must not get {name}"));

@@ -130,7 +130,7 @@ impl Place<'_> {
         answers.extend(ask::afterwards(self.topology, request).await?);
         let mut failures = judge(world, case, &answers);
         if let (Some(client), true) = (client, case.expect.stats_min.is_some() || case.expect.stats_max.is_some()) {
-            failures.extend(health::numbers(client, &case.expect).await?);
+            failures.extend(health::numbers(World::admin(client), &case.expect).await?);
         }
         if let Some(watch) = watch {
             failures.extend(statistics::ejections(&case.expect, &watch.end().await?, self.topology));

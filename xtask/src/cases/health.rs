@@ -84,9 +84,9 @@ async fn ejected(admin: std::net::SocketAddr) -> Result<BTreeSet<IpAddr>> {
     Ok(text.lines().filter_map(address).collect())
 }
 
-/// What is wrong with the numbers of a client's proxy; one that it does not tell is 0.
-pub(super) async fn numbers(client: &Placed, expect: &Expect) -> Result<Vec<String>> {
-    let text = page(World::admin(client), "/stats").await?;
+/// What is wrong with the numbers that a proxy tells at its admin address; one that it does not tell is 0.
+pub(super) async fn numbers(admin: std::net::SocketAddr, expect: &Expect) -> Result<Vec<String>> {
+    let text = page(admin, "/stats").await?;
     let seen = |name: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
         line.and_then(|value| value.trim().parse::<u64>().ok()).unwrap_or(0)

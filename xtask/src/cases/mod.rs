@@ -56,6 +56,7 @@ const INSIDE: &str = "TULLE_XTASK_INSIDE";
 pub(crate) fn run(args: &Args) -> Result<bool> {
     let Some(tulle) = inside() else { return run_inside(args.tulle.as_ref()) };
     raise_loopback()?;
+    let _files = place_system_files()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(run_tables(args, tulle))
 }
@@ -74,6 +75,31 @@ pub(crate) fn raise_loopback() -> Result<()> {
     Ok(())
 }
 
+/// Files of the system that proxies read, so that tables can say what is in them: the name server is on the loopback device,
+/// and the control group holds 64 MiB. Seen by this process and its children alone.
+fn place_system_files() -> Result<tempfile::NamedTempFile> {
+    let resolv = tempfile::NamedTempFile::new()?;
+    std::fs::write(resolv.path(), "nameserver 127.0.0.1\noptions timeout:1 attempts:2\n")?;
+    let mount = |arguments: &[&std::ffi::OsStr]| -> Result<()> {
+        let status = Command::new("mount").args(arguments).status().context("`mount` (package util-linux)")?;
+        if status.success() { Ok(()) } else { bail!("cannot mount {arguments:?} in a namespace of its own") }
+    };
+    mount(&["--bind".as_ref(), resolv.path().as_os_str(), "/etc/resolv.conf".as_ref()])?;
+    let groups = Path::new("/sys/fs/cgroup");
+    mount(&["-t".as_ref(), "tmpfs".as_ref(), "none".as_ref(), groups.as_os_str()])?;
+    std::fs::create_dir(groups.join("memory"))?;
+    let held = (64 << 20).to_string();
+    for (name, content) in [
+        ("memory.current", held.as_str()),
+        ("memory.max", "max"),
+        ("memory/memory.usage_in_bytes", &held),
+        ("memory/memory.limit_in_bytes", "9223372036854771712"),
+    ] {
+        std::fs::write(groups.join(name), format!("{content}\n"))?;
+    }
+    Ok(resolv)
+}
+
 /// Builds `tulle` and starts this program again in a network namespace of its own.
 pub(crate) fn run_inside(tulle: Option<&PathBuf>) -> Result<bool> {
     let tulle = match tulle {
@@ -81,7 +107,7 @@ pub(crate) fn run_inside(tulle: Option<&PathBuf>) -> Result<bool> {
         None => build_tulle()?,
     };
     let mut command = Command::new("unshare");
-    command.args(["--user", "--map-root-user", "--net", "--kill-child"]);
+    command.args(["--user", "--map-root-user", "--net", "--mount", "--kill-child"]);
     command.arg(std::env::current_exe()?).args(std::env::args_os().skip(1));
     command.env(INSIDE, tulle);
     let status = command.status().context("`unshare` (package util-linux)")?;

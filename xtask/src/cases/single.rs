@@ -1,5 +1,6 @@
 //! Tables about one proxy with a bootstrap of its own.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use testkit::table;
 use testkit::world::ProxyProgram;
 use testkit::xds::{Case, Table};
 
-use super::{Args, Count, Judge, ask, expect};
+use super::{Args, Count, Judge, ask, expect, health};
 
 /// Whether a file holds such a table: it stands in a folder `xds`.
 pub(crate) fn is_table(file: &Path) -> bool {
@@ -72,7 +73,22 @@ async fn one(single: &Single, case: &Case) -> Result<Vec<String>> {
             return Ok(wrong);
         }
     }
-    Ok(files(single, case).await)
+    let mut wrong = files(single, case).await;
+    if case.expect.stats_min.is_some() || case.expect.stats_max.is_some() {
+        wrong.extend(health::numbers(Single::ADMIN, &case.expect).await?);
+    }
+    for (name, texts) in &case.files_without {
+        let content = std::fs::read_to_string(single.file(name)).unwrap_or_default();
+        let there = texts.iter().filter(|text| content.contains(text.as_str()));
+        wrong.extend(there.map(|text| format!("{name} has {text:?}")));
+    }
+    for (name, mode) in &case.modes {
+        let seen = std::fs::metadata(single.file(name))?.permissions().mode() & 0o7777;
+        if u32::from_str_radix(mode, 8)? != seen {
+            wrong.push(format!("{name} has the mode {seen:o}, must have {mode}"));
+        }
+    }
+    Ok(wrong)
 }
 
 /// Files are written some time after the answer.
