@@ -52,8 +52,10 @@ pub struct Peer {
     pub sha256: Arc<str>,
     /// Whether the chain was verified against the trust bundle.
     pub validated: bool,
-    /// The certificate itself as URL-encoded PEM, kept only where a filter tells it on.
+    /// The certificate itself as URL-encoded PEM, kept only where it is told on.
     pub certificate: Option<Arc<str>>,
+    /// The chain that the client sent, in the same form, the certificate first; kept only where it is told on.
+    pub chain: Option<Arc<str>>,
 }
 
 /// The HTTP version of a request or of a hop.

@@ -109,11 +109,11 @@ impl HttpManager {
         self.filters.iter().any(|filter| asks(&filter.kind))
     }
 
-    /// Whether a filter hands the client's certificate on.
+    /// Whether a filter or a header hands the client's certificate on.
     #[must_use]
     pub fn tells_certificate(&self) -> bool {
         let tells = |kind: &HttpFilterKind| matches!(kind, HttpFilterKind::ExtAuthz(filter) if filter.peer_certificate);
-        self.filters.iter().any(|filter| tells(&filter.kind))
+        self.client_cert.certificate || self.client_cert.chain || self.filters.iter().any(|filter| tells(&filter.kind))
     }
 
     /// Whether `name` is an upgrade that requests may ask for (a route may say otherwise).
@@ -202,6 +202,10 @@ pub struct ForwardClientCert {
     pub uri: bool,
     /// With `DNS=`.
     pub dns: bool,
+    /// With `Cert=`.
+    pub certificate: bool,
+    /// With `Chain=`.
+    pub chain: bool,
 }
 
 /// Rules for `x-forwarded-client-cert`.

@@ -75,6 +75,10 @@ pub struct Listener {
     pub additional_addresses: Vec<Address>,
     /// The file of the network namespace that its sockets are opened in. Default: this process's own.
     pub namespace: Option<Arc<Path>>,
+    /// Those of its IPv6 addresses that take IPv4 connections too.
+    pub ipv4_compat: Vec<Address>,
+    /// File modes of its Unix sockets, where they are not the usual one.
+    pub socket_modes: Vec<(Address, u32)>,
     /// False: a virtual listener, reached only through another's `use_original_dst`. Default true.
     pub bind: bool,
     /// Hand connections to the listener of the original destination. Default false.

@@ -19,7 +19,7 @@ use proto::type_url::{CLUSTER, ENDPOINTS, LISTENER, ROUTE, SECRET};
 
 use crate::balance::{Balancer, Home};
 use crate::build::{self, Context, Strings};
-use crate::cluster::{Cluster, ClusterConfig, ClusterState, Discovery};
+use crate::cluster::{Cluster, ClusterConfig, ClusterState, Discovery, DnsOptions};
 use crate::endpoint::{Endpoint, EndpointGroup, EndpointSet, EndpointState, Locality};
 use crate::http_manager::RouteSource;
 use crate::listener::{Address, Listener};
@@ -280,6 +280,12 @@ impl Store {
             .flat_map(|entry| entry.names().map(|(host, port)| (entry.config.name.clone(), host, port)));
         let all: BTreeSet<_> = names.collect();
         all.into_iter().collect()
+    }
+
+    /// How the names of a cluster are resolved, whether it is in force or not.
+    #[must_use]
+    pub fn dns_options(&self, cluster: &str) -> Option<&DnsOptions> {
+        self.clusters.get(cluster).map(|entry| &entry.config.dns)
     }
 
     /// A name was resolved. An empty answer (it failed) leaves what is known from before.

@@ -29,8 +29,10 @@ pub struct UpstreamTls {
     pub common: TlsCommon,
     /// The server name to ask for; `None`: none is sent.
     pub sni: Option<Arc<str>>,
-    /// Take the server name from the request's authority. Default false.
+    /// Take the server name from the endpoint's host name, where it has one. Default false.
     pub auto_host_sni: bool,
+    /// Take the server name from the request's authority (the cluster's `auto_sni`). Default false.
+    pub auto_sni: bool,
     /// Check the server's certificate against the server name sent. Default false.
     pub auto_sni_san_validation: bool,
     /// How many sessions are kept to be resumed; 0: every handshake is a full one. Default 64 (Envoy's is 1, of all

@@ -15,6 +15,7 @@ pub mod json;
 mod schema;
 pub mod surface;
 pub mod type_url;
+pub mod typed_struct;
 mod wire;
 
 pub use envoy_types::pb::{envoy, google, xds};

@@ -9,6 +9,7 @@ use std::fmt;
 use crate::google::protobuf::Any;
 use crate::schema::{FieldType, Kind, MessageType, Special, Status};
 use crate::type_url::message_name;
+use crate::typed_struct;
 use crate::wire::{Entries, Entry, Value};
 
 mod coverage;
@@ -84,6 +85,14 @@ struct Walk<'a> {
 impl<'a> Walk<'a> {
     /// A message that comes with its type's name. `optional`: an unknown type is ignored.
     fn typed(&mut self, type_url: &'a str, bytes: &'a [u8], optional: bool) {
+        match typed_struct::open(type_url, bytes) {
+            None => {}
+            Some(Ok(any)) => return self.apart(&any, optional),
+            Some(Err(reason)) => {
+                let status = if optional { Status::Ignored } else { Status::Refused };
+                return self.found(status, "", reason);
+            }
+        }
         match MessageType::named(message_name(type_url)) {
             Some(message) if message.listed() || message.special() != Special::None => self.message(message, bytes),
             _ => {
@@ -91,6 +100,19 @@ impl<'a> Walk<'a> {
                 self.found(if optional { Status::Ignored } else { Status::Refused }, "", reason);
             }
         }
+    }
+
+    /// A message that does not stand in the resource's own bytes.
+    fn apart(&mut self, any: &Any, optional: bool) {
+        let mut walk = Walk { path: Path::default(), findings: Findings::default() };
+        walk.typed(&any.type_url, &any.value, optional);
+        let before = self.path.to_string();
+        let below = |mut found: FieldPath| {
+            found.path = if found.path.is_empty() { before.clone() } else { format!("{before}.{}", found.path) };
+            found
+        };
+        self.findings.refused.extend(walk.findings.refused.into_iter().map(below));
+        self.findings.ignored.extend(walk.findings.ignored.into_iter().map(below));
     }
 
     fn message(&mut self, message: MessageType, bytes: &'a [u8]) {

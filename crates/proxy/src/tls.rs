@@ -317,7 +317,7 @@ impl Inner {
             revocation: peer.revocation,
             alpn: common.alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect(),
             protocol: protocol(common),
-            send_server_name: context.sni.is_some() || context.auto_host_sni,
+            send_server_name: context.sni.is_some() || context.auto_host_sni || context.auto_sni,
             ..ClientSettings::default()
         };
         let config = rust_tls::client_config(&settings)?;

@@ -60,7 +60,7 @@ fn config(cx: &mut Context<'_>, message: &xds::Cluster) -> Option<ClusterConfig>
     };
     if let (Some(context), Some(options)) = (&mut tls, &http.upstream) {
         let context = Arc::make_mut(context);
-        context.auto_host_sni |= options.auto_sni;
+        context.auto_sni |= options.auto_sni;
         context.auto_sni_san_validation |= options.auto_san_validation;
     }
     // Where nothing is said of ALPN, what the cluster can speak is offered (as Envoy does).
@@ -297,7 +297,7 @@ fn zone_aware(enabled: Option<&Percent>, min_size: Option<&UInt64Value>) -> Zone
 fn lb_policy(cx: &mut Context<'_>, message: &xds::Cluster, common: &mut LbCommon) -> Option<LbPolicy> {
     use xds::cluster::{LbConfig, LbPolicy as Old};
     if let Some(policy) = &message.load_balancing_policy {
-        return cx.field("load_balancing_policy", |cx| typed_lb(cx, policy, common, 0));
+        return cx.field("load_balancing_policy", |cx| typed_lb(cx, policy, common));
     }
     let settings = message.lb_config.as_ref();
     match Old::try_from(message.lb_policy) {
@@ -360,12 +360,7 @@ fn maglev(cx: &mut Context<'_>, size: Option<u64>) -> Option<LbPolicy> {
 }
 
 /// The first policy that is known; Envoy takes the first that it was built with.
-fn typed_lb(
-    cx: &mut Context<'_>,
-    message: &xds::LoadBalancingPolicy,
-    common: &mut LbCommon,
-    depth: u32,
-) -> Option<LbPolicy> {
+fn typed_lb(cx: &mut Context<'_>, message: &xds::LoadBalancingPolicy, common: &mut LbCommon) -> Option<LbPolicy> {
     let configs = message.policies.iter().filter_map(|policy| policy.typed_extension_config.as_ref());
     let mut anys = configs.filter_map(|config| config.typed_config.as_ref());
     let known = anys.find(|any| type_name(any).starts_with("envoy.extensions.load_balancing_policies."));
@@ -408,13 +403,6 @@ fn typed_lb(
             }
             hashing(cx, message.consistent_hashing_lb_config.as_ref(), common);
             maglev(cx, message.table_size.map(|v| v.value))
-        }
-        "wrr_locality.v3.WrrLocality" if depth == 0 => {
-            let message: lb::wrr_locality::v3::WrrLocality = cx.unpack(any)?;
-            by_weight(common);
-            cx.required("endpoint_picking_policy", message.endpoint_picking_policy.as_ref(), |cx, inner| {
-                typed_lb(cx, inner, common, depth + 1)
-            })
         }
         "cluster_provided.v3.ClusterProvided" => Some(LbPolicy::ClusterProvided),
         other => cx.refuse(format!("the load balancing policy {other} is not implemented")),

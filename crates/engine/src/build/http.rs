@@ -14,7 +14,7 @@ use super::access_log::access_log;
 use super::listener::{SHELL_EXTENSIONS, extension};
 use super::local_reply::local_replies;
 use super::value::{cidr, header_value};
-use super::{Context, filters, flag, number, type_name};
+use super::{Context, filters, flag, number, opened, type_name};
 use crate::cors::CorsFilter;
 use crate::http_manager::{
     Codec, ForwardClientCert, ForwardClientCertMode, Http1Options, Http2Options, HttpFilter, HttpFilterKind,
@@ -149,6 +149,11 @@ fn http_filters(cx: &mut Context<'_>, messages: &[hcm::HttpFilter]) -> (Vec<Http
 
 /// `Some(None)`: an optional filter that does nothing here.
 fn filter_kind(cx: &mut Context<'_>, message: &hcm::HttpFilter, any: &Any) -> Option<Option<HttpFilterKind>> {
+    if message.is_optional && matches!(proto::typed_struct::open(&any.type_url, &any.value), Some(Err(_))) {
+        return Some(None);
+    }
+    let opened = opened(cx, any)?;
+    let any: &Any = &opened;
     Some(Some(match type_name(any) {
         filters::RBAC => HttpFilterKind::Rbac(Arc::new(filters::rbac(cx, any)?)),
         filters::JWT => HttpFilterKind::Jwt(Arc::new(super::jwt::filter(cx, any)?)),
@@ -156,6 +161,8 @@ fn filter_kind(cx: &mut Context<'_>, message: &hcm::HttpFilter, any: &Any) -> Op
         filters::CORS => HttpFilterKind::Cors(CorsFilter),
         filters::FAULT => HttpFilterKind::Fault(Arc::new(filters::fault(cx, any)?)),
         "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig" => HttpFilterKind::GrpcStats,
+        // Whoever accepts compressed answers takes others as well.
+        "envoy.extensions.filters.http.compressor.v3.Compressor" => return Some(None),
         known if SHELL_EXTENSIONS.contains(&known) => HttpFilterKind::Extension(extension(cx, &message.name, any)),
         _ if message.is_optional => return Some(None),
         other => return cx.refuse(format!("the HTTP filter {other} is not implemented")),
@@ -197,6 +204,8 @@ fn client_cert(message: &hcm::HttpConnectionManager) -> ForwardClientCert {
         subject: flag(details.subject.as_ref(), false),
         uri: details.uri,
         dns: details.dns,
+        certificate: details.cert,
+        chain: details.chain,
     }
 }
 

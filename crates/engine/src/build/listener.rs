@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prost::Message;
+use proto::envoy::config::core::v3 as core;
 use proto::envoy::config::listener::v3 as xds;
 use proto::envoy::extensions::filters::listener::proxy_protocol::v3 as proxy_protocol;
 use proto::envoy::extensions::filters::network::{
@@ -14,7 +15,8 @@ use proto::google::protobuf::Any;
 
 use super::access_log::access_log;
 use super::value::{cidr, inline_bytes, keepalive, placed_address, socket_option};
-use super::{Context, fingerprint, flag, number, type_name};
+use super::{Context, fingerprint, flag, number, opened, type_name};
+use crate::Address;
 use crate::chains::{ChainMatch, ChainTable, SourceType};
 use crate::listener::{
     Direction, Extension, FilterChain, Listener, ListenerFilter, ListenerFilterKind, NetworkFilter, PortPredicate,
@@ -59,6 +61,8 @@ pub(crate) fn listener(cx: &mut Context<'_>, bytes: &[u8]) -> Option<Listener> {
             }),
         }
     });
+    let further = message.additional_addresses.iter().filter_map(|message| message.address.as_ref());
+    let all: Vec<_> = message.address.iter().chain(further).collect();
     let chains = chain_table(cx, &message);
     let old_bind = message.deprecated_v1.as_ref().and_then(|old| old.bind_to_port.as_ref());
     Some(Listener {
@@ -66,6 +70,8 @@ pub(crate) fn listener(cx: &mut Context<'_>, bytes: &[u8]) -> Option<Listener> {
         address: own_address?,
         additional_addresses,
         namespace,
+        ipv4_compat: all.iter().filter(|message| is_compatible(message)).filter_map(|one| plain(cx, one)).collect(),
+        socket_modes: all.iter().filter_map(|one| mode(one).zip(plain(cx, one)).map(|(mode, at)| (at, mode))).collect(),
         bind: flag(message.bind_to_port.as_ref().or(old_bind), true),
         use_original_dst: flag(message.use_original_dst.as_ref(), false),
         direction: match message.traffic_direction {
@@ -99,6 +105,23 @@ pub(crate) fn listener(cx: &mut Context<'_>, bytes: &[u8]) -> Option<Listener> {
         metadata: Metadata::from_proto(message.metadata.as_ref()),
         version: cx.hash,
     })
+}
+
+/// The address alone; its faults were told before.
+fn plain(cx: &mut Context<'_>, message: &core::Address) -> Option<Address> {
+    placed_address(cx, message, false).map(|(address, _)| address)
+}
+
+fn is_compatible(message: &core::Address) -> bool {
+    matches!(&message.address, Some(core::address::Address::SocketAddress(socket)) if socket.ipv4_compat)
+}
+
+/// The file mode of a Unix socket; 0 means the usual one.
+fn mode(message: &core::Address) -> Option<u32> {
+    match &message.address {
+        Some(core::address::Address::Pipe(pipe)) if pipe.mode != 0 => Some(pipe.mode & 0o7777),
+        _ => None,
+    }
 }
 
 fn chain_table(cx: &mut Context<'_>, message: &xds::Listener) -> Option<ChainTable> {
@@ -275,6 +298,8 @@ fn network_filter(cx: &mut Context<'_>, message: &xds::Filter) -> Option<Option<
 }
 
 fn typed_filter(cx: &mut Context<'_>, name: &str, any: &Any) -> Option<Option<NetworkFilter>> {
+    let opened = opened(cx, any)?;
+    let any: &Any = &opened;
     let filter = match type_name(any) {
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager" => {
             NetworkFilter::Http(Arc::new(super::http::manager(cx, any)?))

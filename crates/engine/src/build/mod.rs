@@ -17,6 +17,7 @@ mod route_action;
 mod tls;
 mod value;
 
+use std::borrow::Cow;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -253,6 +254,15 @@ impl<'s> Context<'s> {
 /// The full name of the message in an `Any`.
 pub(crate) fn type_name(any: &Any) -> &str {
     proto::type_url::message_name(&any.type_url)
+}
+
+/// The message that a `TypedStruct` stands for, or the message as it is.
+pub(crate) fn opened<'a>(cx: &mut Context<'_>, any: &'a Any) -> Option<Cow<'a, Any>> {
+    match proto::typed_struct::open(&any.type_url, &any.value) {
+        None => Some(Cow::Borrowed(any)),
+        Some(Ok(any)) => Some(Cow::Owned(any)),
+        Some(Err(why)) => cx.refuse(why),
+    }
 }
 
 pub(crate) fn flag(value: Option<&BoolValue>, default: bool) -> bool {

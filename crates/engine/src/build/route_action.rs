@@ -235,9 +235,8 @@ fn hash_policy(cx: &mut Context<'_>, message: &xds::route_action::HashPolicy) ->
         Some(Kind::QueryParameter(rule)) => {
             cx.field("query_parameter", |cx| cx.needed("name", &rule.name)).map(HashSource::Query)?
         }
-        Some(Kind::FilterState(rule)) => {
-            cx.field("filter_state", |cx| cx.needed("key", &rule.key))?;
-            HashSource::FilterState
+        Some(Kind::FilterState(_)) => {
+            return cx.field("filter_state", |cx| cx.refuse("no filter that is implemented leaves one"));
         }
         None => return cx.refuse("a source is required"),
     };
@@ -380,14 +379,7 @@ pub(super) fn header_addition(cx: &mut Context<'_>, message: &core::HeaderValueO
     let HeaderKey::Name(name) = cx.field("header", |cx| header_key(cx, "key", &header.key))? else {
         return cx.field("header.key", |cx| cx.refuse("the host and names with a colon must not be changed this way"));
     };
-    let text = if header.raw_value.is_empty() {
-        header.value
-    } else {
-        match String::from_utf8(header.raw_value) {
-            Ok(text) => text,
-            Err(_) => return cx.field("header.raw_value", |cx| cx.refuse("is not UTF-8")),
-        }
-    };
+    let text = header.value;
     if text.bytes().any(|b| matches!(b, b'\r' | b'\n' | 0)) {
         return cx.field("header.value", |cx| cx.refuse("has a line end or a zero byte"));
     }

@@ -87,6 +87,7 @@ fn upstream_context(cx: &mut Context<'_>, message: &tls::UpstreamTlsContext) -> 
         common,
         sni: cx.text(&message.sni),
         auto_host_sni: message.auto_host_sni,
+        auto_sni: false,
         auto_sni_san_validation: message.auto_sni_san_validation,
         max_session_keys: message.max_session_keys.as_ref().map_or(SESSIONS, |most| most.value.min(MOST_SESSIONS))
             as usize,

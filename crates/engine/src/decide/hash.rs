@@ -35,7 +35,6 @@ fn one(source: &HashSource, facts: &Facts<'_>) -> (Option<u64>, Option<HeaderVal
         HashSource::Query(name) => {
             (facts.query().and_then(|query| parameter(query, name)).map(|value| xxh64(value.as_bytes(), 0)), None)
         }
-        HashSource::FilterState => (None, None),
         HashSource::Cookie { name, ttl, path, attributes } => match (cookie(facts, name), ttl) {
             (Some(value), _) if !value.is_empty() => (Some(xxh64(value.as_bytes(), 0)), None),
             (_, None) => (None, None),

@@ -292,7 +292,10 @@ impl Asking {
         if settings.is_some_and(|settings| settings.no_body) {
             return None;
         }
-        settings.and_then(|settings| settings.body).or(self.filter.body)
+        // Whether as bytes or as text is the filter's own matter, as in Envoy.
+        let as_bytes = self.filter.body.is_some_and(|body| body.as_bytes);
+        let own = settings.and_then(|settings| settings.body).map(|body| BodySettings { as_bytes, ..body });
+        own.or(self.filter.body)
     }
 
     /// The call that asks.

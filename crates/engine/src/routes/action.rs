@@ -246,8 +246,6 @@ pub enum HashSource {
     SourceIp,
     /// A query parameter.
     Query(Arc<str>),
-    /// An object that a filter left; no filter here leaves one that can be hashed, so it never gives a hash.
-    FilterState,
 }
 
 /// Header changes at one level.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::schema::{FieldType, Kind, MessageType, Special, Status};
 use crate::type_url::message_name;
+use crate::typed_struct;
 use crate::wire::{Entries, Entry, Value};
 
 /// Honoured fields, by message and name.
@@ -27,12 +28,13 @@ impl Coverage {
 
     /// How many of the honoured fields were set, and how many there are.
     pub fn count(&self) -> (usize, usize) {
-        let honoured = MessageType::all().filter(|message| message.listed()).flat_map(|message| {
-            let fields = message.fields().filter(|field| field.status() == Status::Honoured);
-            fields.map(move |field| (message.name(), field.name()))
-        });
-        let honoured: Vec<_> = honoured.collect();
-        (honoured.iter().filter(|field| self.set.contains(field)).count(), honoured.len())
+        let all = honoured().count();
+        (all - self.unasked().len(), all)
+    }
+
+    /// Honoured fields, by message and name, that were not set.
+    pub fn unasked(&self) -> Vec<(&'static str, &'static str)> {
+        honoured().filter(|field| !self.set.contains(field)).collect()
     }
 
     fn message(&mut self, message: MessageType, bytes: &[u8], depth: usize) {
@@ -64,8 +66,18 @@ impl Coverage {
             })
         };
         let name = part(1).and_then(|url| std::str::from_utf8(url).ok()).unwrap_or_default();
+        if let Some(Ok(any)) = typed_struct::open(name, part(2).unwrap_or_default()) {
+            return self.add(&any.type_url, &any.value);
+        }
         if let Some(message) = MessageType::named(message_name(name)) {
             self.message(message, part(2).unwrap_or_default(), depth + 1);
         }
     }
+}
+
+fn honoured() -> impl Iterator<Item = (&'static str, &'static str)> {
+    MessageType::all().filter(|message| message.listed()).flat_map(|message| {
+        let fields = message.fields().filter(|field| field.status() == Status::Honoured);
+        fields.map(move |field| (message.name(), field.name()))
+    })
 }

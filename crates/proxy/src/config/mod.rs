@@ -289,7 +289,7 @@ impl Configuration {
             self.generation = Some(plan.generation);
             self.secrets.follow(&self.store);
             self.shared.plan.store(Arc::clone(&plan));
-            self.names.follow(self.store.names_to_resolve(), &plan);
+            self.names.follow(&self.store);
         }
         if let Some(stream) = &mut self.stream {
             stream.ask(type_url::ENDPOINTS, self.store.wanted_endpoints());

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::cluster::{DnsFamily, DnsOptions};
-use engine::{Dice, Plan};
+use engine::{Dice, Store};
 use hashbrown::HashMap;
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::LookupIpStrategy;
@@ -20,10 +20,10 @@ const SOONEST: Duration = Duration::from_millis(100);
 
 type Name = (Arc<str>, Arc<str>, u16);
 
-/// The names that are resolved at the moment.
+/// The names that are resolved at the moment, and how.
 pub struct Names {
     outbox: mpsc::Sender<Message>,
-    tasks: HashMap<Name, JoinHandle<()>>,
+    tasks: HashMap<Name, (DnsOptions, JoinHandle<()>)>,
 }
 
 impl Names {
@@ -32,22 +32,27 @@ impl Names {
         Self { outbox, tasks: HashMap::new() }
     }
 
-    /// Starts and stops tasks so that exactly these names are resolved.
-    pub fn follow(&mut self, wanted: Vec<Name>, plan: &Plan) {
-        self.tasks.retain(|name, task| {
-            let keep = wanted.contains(name);
+    /// Starts and stops tasks so that exactly the names that the store wants are resolved, also for clusters that are not in
+    /// force before their names are known.
+    pub fn follow(&mut self, store: &Store) {
+        let options = |name: Name| {
+            let options = store.dns_options(&name.0).cloned().unwrap_or_default();
+            (name, options)
+        };
+        let wanted: HashMap<Name, DnsOptions> = store.names_to_resolve().into_iter().map(options).collect();
+        self.tasks.retain(|name, (options, task)| {
+            let keep = wanted.get(name) == Some(&*options);
             if !keep {
                 task.abort();
             }
             keep
         });
-        for name in wanted {
+        for (name, options) in wanted {
             if self.tasks.contains_key(&name) {
                 continue;
             }
-            let options = plan.cluster(&name.0).map(|cluster| cluster.config.dns.clone()).unwrap_or_default();
-            let task = tokio::spawn(resolve(name.clone(), options, self.outbox.clone()));
-            self.tasks.insert(name, task);
+            let task = tokio::spawn(resolve(name.clone(), options.clone(), self.outbox.clone()));
+            self.tasks.insert(name, (options, task));
         }
     }
 }

@@ -107,7 +107,9 @@ async fn admit(
     if let Err(refusal) = detect::detect(raw, &listener, found).await {
         return Err((listener, refusal));
     }
-    let Some(original) = found.original.filter(|_| listener.use_original_dst) else { return Ok(listener) };
+    // What the PROXY protocol says of the destination restores it as the kernel's redirection does.
+    let original = found.original.or_else(|| found.proxied.map(|proxied| proxied.destination));
+    let Some(original) = original.filter(|_| listener.use_original_dst) else { return Ok(listener) };
     let plan = worker.shared.plan.load();
     let meant = plan.listener_for(original).filter(|meant| meant.name != listener.name).cloned();
     let Some(meant) = meant else { return Ok(listener) };
@@ -209,9 +211,9 @@ fn tls_facts(stream: &Stream, keep: bool, facts: &mut ConnectionFacts) -> Result
     {
         facts.server_name = server.get_ref().1.server_name().map(Arc::from);
     }
-    if let Some(leaf) = state.peer_certificates().and_then(|chain| chain.first()) {
+    if let Some(chain) = state.peer_certificates().filter(|chain| !chain.is_empty()) {
         let known = peers::of(state, SystemTime::now())?;
-        facts.peer = known.map(|known| if keep { known.whole(leaf) } else { known.peer() });
+        facts.peer = known.map(|known| if keep { known.whole(chain) } else { known.peer() });
     }
     Ok(())
 }

@@ -124,14 +124,15 @@ impl Listeners {
         // With several workers each has a socket of its own and the kernel spreads connections; where that is not wanted
         // the first worker accepts and hands over to the least loaded one.
         let own_sockets = workers.len() > 1 && listener.reuse_port && !listener.exact_balance;
+        let mode = listener.socket_modes.iter().find(|(of, _)| of == address);
         let options = ListenOptions {
             reuse_port: own_sockets,
             transparent: listener.transparent,
             freebind: listener.freebind,
-            ipv4_compat: false,
+            ipv4_compat: listener.ipv4_compat.contains(address),
             namespace: listener.namespace.clone(),
             backlog: listener.backlog.and_then(|backlog| i32::try_from(backlog).ok()).unwrap_or(4096),
-            ..ListenOptions::default()
+            mode: mode.map_or(ListenOptions::default().mode, |(_, mode)| *mode),
         };
         let namespace = listener.namespace.clone();
         let inherited = self.inherited.as_mut().map(|all| all.claim(address, namespace.as_deref()));

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use engine::framing;
@@ -514,9 +515,12 @@ pub(super) fn certificate(manager: &HttpManager, downstream: &Downstream) -> Opt
     if !matches!(rule.mode, Mode::AppendForward | Mode::SanitizeSet) {
         return None;
     }
-    let mut parts = Vec::with_capacity(5);
+    let mut parts = Vec::with_capacity(7);
     parts.extend(downstream.own_uri.as_ref().map(|own| format!("By={own}")));
     parts.push(format!("Hash={}", peer.sha256));
+    let quoted = |name: &str, text: Option<&Arc<str>>| text.map(|text| format!("{name}=\"{text}\""));
+    parts.extend(quoted("Cert", peer.certificate.as_ref().filter(|_| rule.certificate)));
+    parts.extend(quoted("Chain", peer.chain.as_ref().filter(|_| rule.chain)));
     if rule.subject {
         parts.push(format!("Subject=\"{}\"", peer.subject));
     }

@@ -72,10 +72,19 @@ impl Known {
         Arc::clone(&self.peer)
     }
 
-    /// The same with the certificate itself, which is `leaf`.
-    pub fn whole(&self, leaf: &[u8]) -> Arc<Peer> {
-        let whole = || Arc::new(Peer { certificate: Some(encoded_pem(leaf)), ..Peer::clone(&self.peer) });
-        Arc::clone(self.whole.get_or_init(whole))
+    /// The same with the certificate itself, the first of the `chain` that the client sent.
+    pub fn whole(&self, chain: &[CertificateDer<'_>]) -> Arc<Peer> {
+        let [leaf, rest @ ..] = chain else { return self.peer() };
+        let alone = self.whole.get_or_init(|| {
+            let certificate: Option<Arc<str>> = Some(encoded_pem(leaf).into());
+            Arc::new(Peer { chain: certificate.clone(), certificate, ..Peer::clone(&self.peer) })
+        });
+        if rest.is_empty() {
+            return Arc::clone(alone);
+        }
+        // The same certificate may come with other intermediates.
+        let all: String = chain.iter().map(|one| encoded_pem(one)).collect();
+        Arc::new(Peer { chain: Some(all.into()), ..Peer::clone(alone) })
     }
 }
 
@@ -90,15 +99,16 @@ fn peer(facts: &PeerFacts) -> Peer {
         sha256: facts.hash.as_str().into(),
         validated: true,
         certificate: None,
+        chain: None,
     }
 }
 
 /// A certificate as PEM, URL-encoded as Envoy hands it on.
-fn encoded_pem(certificate: &[u8]) -> Arc<str> {
+fn encoded_pem(certificate: &[u8]) -> String {
     const ESCAPED: &AsciiSet = &CONTROLS.add(b' ').add(b'+').add(b'/').add(b'=');
     let text = STANDARD.encode(certificate);
     let lines = text.as_bytes().chunks(64).map(|line| String::from_utf8_lossy(line).into_owned());
     let body = lines.collect::<Vec<_>>().join("\n");
     let pem = format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n");
-    utf8_percent_encode(&pem, ESCAPED).to_string().into()
+    utf8_percent_encode(&pem, ESCAPED).to_string()
 }

@@ -4,6 +4,7 @@ use engine::Dice;
 use engine::access_log::{AccessLog, LogFilter, LogFormat, LogSink};
 use engine::format::{JsonNode, JsonTemplate, Operator, Piece, Template, Values as _};
 use engine::local_reply::BodyTemplate;
+use engine::reply::grpc_status;
 use telemetry::accesslog::{Sink, Sinks, Target, write_json_text};
 
 use super::record::{Record, Wants};
@@ -317,7 +318,10 @@ pub fn takes(filter: &LogFilter, record: &Record, dice: &mut Dice) -> bool {
             .filter_map(|letters| engine::reply::Flags::parse(letters))
             .any(|wanted| record.flags.has(wanted)),
         LogFilter::GrpcStatus { codes, exclude } => {
-            let held = record.grpc_status.is_some_and(|status| codes.contains(&u32::from(status)));
+            // What is no gRPC has the status that its HTTP status stands for.
+            let own = record.grpc_status.map(u32::from);
+            let status = own.or_else(|| record.status.map(grpc_status));
+            let held = status.is_some_and(|status| codes.contains(&status));
             held != *exclude
         }
         // No filter gives requests metadata that a rule could match yet.

@@ -39,6 +39,8 @@ fn listener(direction: Direction) -> Arc<Listener> {
         address: Address::Socket(address("127.0.0.1:18881")),
         additional_addresses: Vec::new(),
         namespace: None,
+        ipv4_compat: Vec::new(),
+        socket_modes: Vec::new(),
         bind: true,
         use_original_dst: false,
         direction,

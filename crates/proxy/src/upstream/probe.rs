@@ -64,8 +64,8 @@ impl Asked<'_> {
         let host = self.host(&probe.host);
         let mut request = request(probe.method.clone(), &probe.path, host, probe.http2, probe.send.clone())?;
         let headers = request.headers_mut();
-        headers.extend(probe.headers.clone());
         probe.removed.iter().for_each(|name| drop(headers.remove(name)));
+        headers.extend(probe.headers.clone());
         let response = self.send(request, probe.http2, kept, line).await?;
         let degraded = response.headers().contains_key(DEGRADED);
         let verdict = probe.judge(response.status().as_u16());

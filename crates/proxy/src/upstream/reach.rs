@@ -105,7 +105,7 @@ pub async fn reach(worker: &Rc<Worker>, want: Want<'_>) -> Result<Way, Failure> 
         UpstreamProtocol::Auto => (want.upgrade || tls.is_none()).then_some(false),
     };
     let target = target(&want.endpoint.address).await?;
-    let server_name = tls.filter(|tls| tls.auto_host_sni).map(|_| Arc::from(host_of(want.authority)));
+    let server_name = tls.and_then(|tls| chosen_name(tls, &want));
     let key = Key {
         cluster: config.version,
         target,
@@ -132,6 +132,12 @@ async fn target(address: &Address) -> Result<Target, Failure> {
             found.map(Target::Tcp).ok_or_else(|| Failure::connect("name resolution failed"))
         }
     }
+}
+
+/// The server name that goes before the one of the transport itself: the request's host, or the endpoint's.
+fn chosen_name(tls: &UpstreamTls, want: &Want<'_>) -> Option<Arc<str>> {
+    let host = || Some(&want.endpoint.hostname).filter(|host| tls.auto_host_sni && !host.is_empty()).cloned();
+    if tls.auto_sni { Some(Arc::from(host_of(want.authority))) } else { host() }
 }
 
 fn host_of(authority: &str) -> &str {
