@@ -13,6 +13,9 @@ use testkit::topology::{Fixture, Topology, Variant};
 
 use crate::{cases, ci};
 
+/// What files and servers give.
+const RESPONSE: &str = "type.googleapis.com/envoy.service.discovery.v3.DiscoveryResponse";
+
 /// All of them.
 pub(crate) fn asked() -> Result<Coverage> {
     let mut coverage = Coverage::default();
@@ -32,12 +35,22 @@ fn bootstraps(file: &Path, coverage: &mut Coverage) -> Result<()> {
     let table: testkit::xds::Table = table::read(file)?;
     for id in table.cases.iter().map(|case| case.bootstrap.as_str()) {
         let text = table.envoy(id, Path::new("/run/scenario"))?.to_string();
-        match parse_named(message_name(BOOTSTRAP), &text, Format::Json) {
-            Ok(bytes) => coverage.add(BOOTSTRAP, &bytes),
-            Err(faults) => {
-                let faults: Vec<_> = faults.iter().map(|fault| format!("{}: {}", fault.path, fault.message)).collect();
-                bail!("{}: bootstrap `{id}`: {}", file.display(), faults.join("; "))
-            }
+        add(BOOTSTRAP, &text, coverage).with_context(|| format!("{}: bootstrap `{id}`", file.display()))?;
+        let directory = Path::new("/run/scenario");
+        let written = table.files(id, directory).into_iter().map(|(_, content)| content);
+        for response in written.chain(table.served(id, directory).map(|served| served.to_string())) {
+            add(RESPONSE, &response, coverage).with_context(|| format!("{}: resources `{id}`", file.display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn add(message: &str, text: &str, coverage: &mut Coverage) -> Result<()> {
+    match parse_named(message_name(message), text, Format::Json) {
+        Ok(bytes) => coverage.add(message, &bytes),
+        Err(faults) => {
+            let faults: Vec<_> = faults.iter().map(|fault| format!("{}: {}", fault.path, fault.message)).collect();
+            bail!("{}", faults.join("; "))
         }
     }
     Ok(())
@@ -49,6 +62,10 @@ fn meshes(file: &Path, coverage: &mut Coverage) -> Result<()> {
     let fixture: Fixture = table::read(&file.with_file_name("fixtures.yaml"))?;
     for config in table.configs.values() {
         let topology = Topology::lay(&fixture, config, &Variant::default())?;
+        if let Some(bootstrap) = topology.bootstrap() {
+            add(BOOTSTRAP, &bootstrap.to_string(), coverage).with_context(|| file.display().to_string())?;
+            continue;
+        }
         let text: String = topology.documents().iter().map(|document| format!("---\n{document}\n")).collect();
         let entries = resources::parse(&text, &ParseOptions::default()).entries;
         let (mesh, _) = Mesh::compile(&entries);

@@ -31,8 +31,14 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
             stale += 1;
         }
     }
-    println!("docs: {} pages, {stale} stale", PAGES.len());
-    Ok(stale == 0)
+    let unasked = asked::asked()?.unasked();
+    for (message, field) in &unasked {
+        println!(
+            "{message}.{field} is honoured and no scenario sets it: write one, or say that it is ignored or refused"
+        );
+    }
+    println!("docs: {} pages, {stale} stale, {} fields without a scenario", PAGES.len(), unasked.len());
+    Ok(stale == 0 && unasked.is_empty())
 }
 
 /// What the proxy honours, and what of it the scenarios ask.
