@@ -98,6 +98,24 @@ fn a_wrong_wire_type_and_cut_bytes_are_refused() {
 }
 
 #[test]
+fn what_a_typed_struct_stands_for_is_checked() {
+    let filter = "envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter";
+    let of = |type_url: &str, value: &str| {
+        let yaml = format!(
+            "name: x\ntyped_config: {{\"@type\": type.googleapis.com/udpa.type.v1.TypedStruct, type_url: {type_url}, value: {value}}}"
+        );
+        check_any(filter, &parse_named(filter, &yaml, Format::Yaml).expect("YAML"))
+    };
+    let ignored = of("type.googleapis.com/stats.PluginConfig", "{disable_host_header_fallback: true}");
+    assert!(ignored.is_acceptable());
+    assert_eq!(ignored.ignored[0].path, "typed_config.disable_host_header_fallback");
+    let refused =
+        of("type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault", "{response_rate_limit: {}}");
+    assert_eq!(refused.refused[0].path, "typed_config.response_rate_limit");
+    assert_eq!(of("type.googleapis.com/no.Such", "{}").refused[0].path, "typed_config");
+}
+
+#[test]
 fn depth_is_bounded() {
     // Matcher inside matcher: and_match.rules.not_match...
     let mut bytes = Vec::new();
