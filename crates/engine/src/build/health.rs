@@ -156,12 +156,11 @@ fn statuses(cx: &mut Context<'_>, range: &Int64Range) -> Option<(u16, u16)> {
 
 fn payload(cx: &mut Context<'_>, message: &probe::Payload) -> Option<Vec<u8>> {
     match &message.payload {
-        Some(probe::payload::Payload::Binary(bytes)) => Some(bytes.clone()),
         Some(probe::payload::Payload::Text(text)) => match hexadecimal(text) {
             Some(bytes) if !bytes.is_empty() => Some(bytes),
             _ => cx.field("text", |cx| cx.refuse("must be hexadecimal digits in pairs")),
         },
-        None => cx.refuse("text or binary is required"),
+        _ => cx.refuse("text is required"),
     }
 }
 

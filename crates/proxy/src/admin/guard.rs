@@ -22,10 +22,14 @@ impl Refusal {
     }
 }
 
+/// What a listener of the proxy's own may lead scrapers to, as Istio's bootstrap does: they ask by the pod's address.
+const SCRAPED: &str = "/stats/prometheus";
+
 /// Judges a request that came over TCP.
-pub(super) fn judge(method: &Method, headers: &HeaderMap, authority: Option<&str>) -> Result<(), Refusal> {
+pub(super) fn judge(method: &Method, path: &str, headers: &HeaderMap, authority: Option<&str>) -> Result<(), Refusal> {
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).or(authority);
-    if !host.is_some_and(is_this_machine) {
+    let scraped = *method == Method::GET && path == SCRAPED;
+    if !scraped && !host.is_some_and(is_this_machine) {
         return Err(Refusal::Host);
     }
     let cross = headers.get("sec-fetch-site").is_some_and(|site| site != "none" && site != "same-origin");
@@ -60,20 +64,23 @@ mod tests {
     fn this_machine_by_its_names() {
         for host in ["localhost:15000", "127.0.0.1:15000", "[::1]:15000", "127.1.2.3", "::1", "LOCALHOST"] {
             let headers: HeaderMap = [(header::HOST, HeaderValue::from_static(host))].into_iter().collect();
-            assert_eq!(judge(&Method::POST, &headers, None), Ok(()), "{host}");
+            assert_eq!(judge(&Method::POST, "/stats", &headers, None), Ok(()), "{host}");
         }
         for host in ["evil.example", "127.0.0.1.evil.example", "localhost.evil:80", "10.0.0.1:15000", ""] {
             let headers: HeaderMap = [(header::HOST, HeaderValue::from_static(host))].into_iter().collect();
-            assert_eq!(judge(&Method::GET, &headers, None), Err(Refusal::Host), "{host}");
+            assert_eq!(judge(&Method::GET, "/stats", &headers, None), Err(Refusal::Host), "{host}");
         }
-        assert_eq!(judge(&Method::GET, &HeaderMap::new(), None), Err(Refusal::Host));
+        assert_eq!(judge(&Method::GET, "/stats", &HeaderMap::new(), None), Err(Refusal::Host));
+        let scraper = headers(&[("host", "10.0.0.1:15090")]);
+        assert_eq!(judge(&Method::GET, SCRAPED, &scraper, None), Ok(()));
+        assert_eq!(judge(&Method::POST, SCRAPED, &scraper, None), Err(Refusal::Host));
     }
 
     #[test]
     fn pages_are_refused() {
         let post = headers(&[("host", "localhost"), ("origin", "http://evil.example")]);
-        assert_eq!(judge(&Method::POST, &post, None), Err(Refusal::Page));
+        assert_eq!(judge(&Method::POST, "/stats", &post, None), Err(Refusal::Page));
         let get = headers(&[("host", "localhost"), ("sec-fetch-site", "cross-site")]);
-        assert_eq!(judge(&Method::GET, &get, None), Err(Refusal::Page));
+        assert_eq!(judge(&Method::GET, SCRAPED, &get, None), Err(Refusal::Page));
     }
 }

@@ -117,7 +117,7 @@ async fn answer(desk: &Desk, scope: Scope, peer: Option<SocketAddr>, request: Re
     }
     if scope == Scope::Admin && peer.is_some() {
         let authority = request.uri().authority().map(|authority| authority.as_str());
-        if let Err(refusal) = guard::judge(request.method(), request.headers(), authority) {
+        if let Err(refusal) = guard::judge(request.method(), request.uri().path(), request.headers(), authority) {
             return text(StatusCode::FORBIDDEN, refusal.text());
         }
     }
