@@ -12,7 +12,6 @@ use crate::cors::CorsFilter;
 use crate::ext_authz::ExtAuthz;
 use crate::fault::FaultPolicy;
 use crate::jwt::JwtAuthn;
-use crate::listener::Extension;
 use crate::local_reply::LocalReplies;
 use crate::path::PathOptions;
 use crate::rbac::HttpRbac;
@@ -169,8 +168,6 @@ pub enum HttpFilterKind {
     Fault(Arc<FaultPolicy>),
     /// Counts gRPC messages; the shell's telemetry does so anyway.
     GrpcStats,
-    /// Something known by its type that the shell may act on (Istio's statistics, peer metadata, ALPN).
-    Extension(Extension),
 }
 
 /// What the router filter was told.

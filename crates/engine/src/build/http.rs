@@ -11,7 +11,7 @@ use proto::envoy::extensions::filters::network::http_connection_manager::v3 as h
 use proto::google::protobuf::Any;
 
 use super::access_log::access_log;
-use super::listener::{SHELL_EXTENSIONS, extension};
+use super::listener::SHELL_EXTENSIONS;
 use super::local_reply::local_replies;
 use super::value::{cidr, header_value};
 use super::{Context, filters, flag, number, opened, type_name};
@@ -161,9 +161,9 @@ fn filter_kind(cx: &mut Context<'_>, message: &hcm::HttpFilter, any: &Any) -> Op
         filters::CORS => HttpFilterKind::Cors(CorsFilter),
         filters::FAULT => HttpFilterKind::Fault(Arc::new(filters::fault(cx, any)?)),
         "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig" => HttpFilterKind::GrpcStats,
-        // Whoever accepts compressed answers takes others as well.
+        // Whoever accepts compressed answers takes others as well; Istio's own filters say what the proxy does anyway.
         "envoy.extensions.filters.http.compressor.v3.Compressor" => return Some(None),
-        known if SHELL_EXTENSIONS.contains(&known) => HttpFilterKind::Extension(extension(cx, &message.name, any)),
+        known if SHELL_EXTENSIONS.contains(&known) => return Some(None),
         _ if message.is_optional => return Some(None),
         other => return cx.refuse(format!("the HTTP filter {other} is not implemented")),
     }))

@@ -323,7 +323,7 @@ fn typed_filter(cx: &mut Context<'_>, name: &str, any: &Any) -> Option<Option<Ne
     Some(Some(filter))
 }
 
-pub(super) fn extension(cx: &mut Context<'_>, name: &str, any: &Any) -> Extension {
+fn extension(cx: &mut Context<'_>, name: &str, any: &Any) -> Extension {
     Extension { name: cx.share(name), type_url: cx.share(&any.type_url), value: any.value.clone().into() }
 }
 
