@@ -42,5 +42,5 @@ fn format(cx: &mut Context<'_>, message: &core::SubstitutionFormatString) -> Opt
         Substituted::Json(json) => (BodyTemplate::Json(json), "application/json"),
     };
     let content_type = header_value(cx, "content_type", &message.content_type);
-    Some(BodyFormat { template, content_type: content_type.unwrap_or(HeaderValue::from_static(usual)) })
+    Some(BodyFormat { template, content_type: content_type.unwrap_or_else(|| HeaderValue::from_static(usual)) })
 }

@@ -132,7 +132,7 @@ impl Listeners {
             ipv4_compat: listener.ipv4_compat.contains(address),
             namespace: listener.namespace.clone(),
             backlog: listener.backlog.and_then(|backlog| i32::try_from(backlog).ok()).unwrap_or(4096),
-            mode: mode.map_or(ListenOptions::default().mode, |(_, mode)| *mode),
+            mode: mode.map_or_else(|| ListenOptions::default().mode, |(_, mode)| *mode),
         };
         let namespace = listener.namespace.clone();
         let inherited = self.inherited.as_mut().map(|all| all.claim(address, namespace.as_deref()));

@@ -209,7 +209,7 @@ impl Source {
     /// A copy of it from its start, sent while it comes. A copy that falls more than `most` bytes behind is given up, so that it
     /// is never in the way. To be asked for before anything but what is remembered was sent.
     pub fn copy(&mut self, most: usize) -> UpBody {
-        let queue = Queue::begin(self.remembered.iter().cloned().collect(), most, self.size.clone());
+        let queue = Queue::begin(self.remembered.iter().cloned().collect(), most, self.size);
         let queue = Rc::new(RefCell::new(queue));
         if self.incoming.is_some() {
             self.copies.push(Rc::clone(&queue));

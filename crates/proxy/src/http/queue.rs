@@ -90,7 +90,7 @@ impl Queue {
     }
 
     pub(super) fn size(&self) -> SizeHint {
-        if self.begun { SizeHint::default() } else { self.size.clone() }
+        if self.begun { SizeHint::default() } else { self.size }
     }
 }
 
