@@ -4,7 +4,7 @@
 //! bound frames that only cost time: PING, SETTINGS, PRIORITY, WINDOW_UPDATE, resets of streams that were served.
 //! Those draw on an allowance here, which honest use keeps filling: requests, bodies, bytes that we sent, and time.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Payload bytes are passed over; only the nine bytes of each head are looked at (RFC 9113 section 4.1).
 const HEAD: usize = 9;
@@ -22,12 +22,14 @@ const TURN: usize = 64;
 const BLOCK: usize = 256;
 /// A request is as much work as so many of them.
 const WORK: usize = 8;
-/// Who has used up so much of its allowance is read in small pieces: what was read is served in one go.
+/// Who has used up so much of its allowance is read in small pieces (what was read is served in one go), and rests in between.
 const SPENT: f64 = 100.0;
-/// The largest such piece, in bytes.
+/// Such a piece, in bytes.
 pub const PIECE: usize = 1024;
-/// A piece of who takes its requests back: each of them goes as far as a server before it is worth nothing.
-const REGRET: usize = 128;
+/// For each part of the allowance that it spends further; a flood that uses up all of it twice takes a second to do so.
+const REST: Duration = Duration::from_micros(500);
+/// Below this much it is not worth a timer.
+const LEAST_SPENT: f64 = 8.0;
 /// A request earns this, and a reset costs more: who takes back more than a third of what it asks for is cut off, after 500
 /// (Envoy's number) at the latest where it takes back all.
 const REQUEST: f64 = 2.0;
@@ -47,8 +49,8 @@ pub struct Frames {
     filled: Option<Instant>,
     /// Frames of the turn under way.
     turn: usize,
-    /// The allowance is spent on requests that were taken back.
-    regrets: bool,
+    /// What was spent since the last rest.
+    spent: f64,
 }
 
 /// The peer keeps us busy for nothing.
@@ -68,7 +70,7 @@ impl Frames {
     }
 
     fn after(preface: usize) -> Self {
-        Self { preface, head: [0; HEAD], have: 0, payload: 0, allowance: MOST, filled: None, turn: 0, regrets: false }
+        Self { preface, head: [0; HEAD], have: 0, payload: 0, allowance: MOST, filled: None, turn: 0, spent: 0.0 }
     }
 
     /// Bytes came from the peer.
@@ -113,9 +115,18 @@ impl Frames {
         self.turn = 0;
     }
 
-    /// In pieces of which size this peer is to be read; `None`: of any.
-    pub fn piece(&self) -> Option<usize> {
-        (self.allowance < MOST - SPENT).then_some(if self.regrets { REGRET } else { PIECE })
+    /// Whether this peer is to be read in pieces of [`PIECE`].
+    pub fn is_suspect(&self) -> bool {
+        self.allowance < MOST - SPENT
+    }
+
+    /// How long this peer is not read now, for what it has spent.
+    pub fn rest(&mut self) -> Option<Duration> {
+        if !self.is_suspect() {
+            self.spent = 0.0;
+            return None;
+        }
+        (self.spent >= LEAST_SPENT).then(|| REST.mul_f64(std::mem::take(&mut self.spent)))
     }
 
     /// Bytes went to the peer.
@@ -132,7 +143,6 @@ impl Frames {
             9 => 1 + length / BLOCK,
             _ => 1,
         };
-        self.regrets = kind == 3 || (self.regrets && self.piece().is_some());
         let change = match kind {
             // DATA; h2 bounds empty ones.
             0 if length > 0 => 1.0,
@@ -143,6 +153,7 @@ impl Frames {
             _ => -1.0,
         };
         self.allowance = (self.allowance + change).min(MOST);
+        self.spent = (self.spent - change).clamp(0.0, MOST);
         if self.allowance >= 0.0 {
             return Ok(());
         }
@@ -185,19 +196,21 @@ mod tests {
     }
 
     #[test]
-    fn turns_end_and_who_spends_is_read_in_pieces() {
+    fn turns_end_and_who_spends_rests() {
         let mut frames = Frames::of_server();
         let mut after = |count: usize, kind: u8| {
             assert_eq!(frames.came(&frame(kind, 8).repeat(count)), Ok(()));
-            (frames.passes_turn(), frames.piece())
+            (frames.passes_turn(), frames.is_suspect(), frames.rest())
         };
-        assert_eq!(after(63, 6), (false, None));
-        assert_eq!(after(1, 6), (true, None), "the turn is over");
-        assert_eq!(after(8, 1), (true, None), "eight requests are as much");
-        assert_eq!(after(130, 6), (true, Some(PIECE)));
-        assert_eq!(after(2, 3), (false, Some(REGRET)));
-        assert_eq!(after(7, 1), (false, Some(REGRET)));
-        assert_eq!(after(80, 0), (true, None), "what is asked and sent makes up for it");
+        let millis = |millis: u64| Some(Duration::from_millis(millis));
+        assert_eq!(after(63, 6), (false, false, None));
+        assert_eq!(after(1, 6), (true, false, None), "the turn is over");
+        assert_eq!(after(8, 1), (true, false, None), "eight requests are as much");
+        assert_eq!(after(130, 6), (true, true, millis(65)), "half a millisecond for each ping");
+        assert_eq!(after(1, 6), (false, true, None), "not worth a timer");
+        assert_eq!(after(3, 3), (false, true, Some(Duration::from_micros(9_500))), "six times for each reset");
+        assert_eq!(after(7, 1), (false, true, None), "requests cost nothing");
+        assert_eq!(after(200, 0), (true, false, None), "what is asked and sent makes up for it");
         frames.came(&frame(6, 8).repeat(63)).unwrap();
         frames.rests();
         assert_eq!(frames.came(&frame(6, 8)), Ok(()));

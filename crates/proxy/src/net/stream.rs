@@ -11,6 +11,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::time::Sleep;
 
 use super::frames::{Frames, PIECE};
 use crate::overload;
@@ -250,6 +251,8 @@ pub struct Ahead {
     stream: Stream,
     writes: Arc<Writes>,
     frames: Option<Box<Frames>>,
+    /// Until when an HTTP/2 peer is not read.
+    pause: Option<Pin<Box<Sleep>>>,
 }
 
 /// How writing to a peer goes, readable while the stream is in use elsewhere.
@@ -286,7 +289,7 @@ impl Writes {
 impl Ahead {
     /// A stream of which nothing was read.
     pub fn none(stream: Stream) -> Self {
-        Self { bytes: BytesMut::new(), stream, writes: Arc::default(), frames: None }
+        Self { bytes: BytesMut::new(), stream, writes: Arc::default(), frames: None, pause: None }
     }
 
     /// The stream below, and what was read of it.
@@ -317,7 +320,8 @@ impl Ahead {
     }
 
     /// Reads from the stream below. A peer that sends many frames lets others have their turn, and one that has spent much
-    /// of its allowance is read in small pieces: what one connection says must not delay the others of its worker.
+    /// of its allowance is read in small pieces with rests in between: what one connection says must not delay the others of its
+    /// worker, nor send its servers more than they can bear.
     fn poll_turn(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let Some(frames) = &mut self.frames else { return Pin::new(&mut self.stream).poll_read(cx, buf) };
         if frames.passes_turn() {
@@ -325,9 +329,17 @@ impl Ahead {
             let _ = pin!(tokio::task::yield_now()).poll(cx);
             return Poll::Pending;
         }
-        let read = if let Some(size) = frames.piece() {
+        if let Some(pause) = &mut self.pause {
+            ready!(pause.as_mut().poll(cx));
+            self.pause = None;
+        }
+        if let Some(time) = frames.rest() {
+            let pause = self.pause.insert(Box::pin(tokio::time::sleep(time)));
+            ready!(pause.as_mut().poll(cx));
+        }
+        let read = if frames.is_suspect() {
             let mut piece = [0; PIECE];
-            let mut piece = ReadBuf::new(piece.get_mut(..buf.remaining().min(size)).unwrap_or_default());
+            let mut piece = ReadBuf::new(piece.get_mut(..buf.remaining().min(PIECE)).unwrap_or_default());
             let read = Pin::new(&mut self.stream).poll_read(cx, &mut piece);
             buf.put_slice(piece.filled());
             read
