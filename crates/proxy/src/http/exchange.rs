@@ -57,7 +57,9 @@ pub async fn exchange(
     }
     let (parts, incoming) = request.into_parts();
 
-    let mut head = match arrive::canonical(shared.client(), parts, &mut shared.worker.dice.borrow_mut()) {
+    // The dice are given back before an answer of our own takes them.
+    let arrived = arrive::canonical(shared.client(), parts, &mut shared.worker.dice.borrow_mut());
+    let mut head = match arrived {
         Ok(head) => head,
         Err(reply) => return exchange.reply(reply, None),
     };
