@@ -12,6 +12,17 @@ pub(super) fn read(field: &Field<'_>) -> HeaderOps {
     HeaderOps { request: changes("request"), response: changes("response") }
 }
 
+/// Reads the name of a header, in lower case; pseudo-headers are none.
+pub(super) fn name(field: &Field<'_>) -> String {
+    let name = field.filled();
+    if let (false, Err(why)) = (name.is_empty(), names::header(&name)) {
+        field.error(codes::HEADER, format!("header name `{name}` {why}"));
+    } else if name.starts_with(':') {
+        field.error(codes::HEADER, format!("`{name}` is no header of its own"));
+    }
+    name.to_ascii_lowercase()
+}
+
 fn changes(field: &Field<'_>) -> HeaderChanges {
     let object = field.object();
     HeaderChanges {

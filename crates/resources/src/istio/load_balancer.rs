@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use model::destination::{BalancerKind, HashOn, HashTable, LoadBalancer, Warmup};
 
-use super::locality_balancing;
+use super::{headers, locality_balancing};
 use crate::codes;
 use crate::field::{Field, Object};
 
@@ -83,7 +83,7 @@ fn consistent_hash(field: &Field<'_>) -> BalancerKind {
     }
     let source_ip = object.get("useSourceIp").map(|field| field.boolean());
     let on = if let Some(header) = object.get("httpHeaderName") {
-        HashOn::Header(header.filled().to_ascii_lowercase())
+        HashOn::Header(headers::name(&header))
     } else if let Some(query) = object.get("httpQueryParameterName") {
         HashOn::QueryParameter(query.filled())
     } else if let Some(cookie) = object.get("httpCookie") {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use model::Declaration;
 use model::security::{JwtKeys, JwtRule, KeysUri, RequestAuthentication};
 
-use super::selector;
+use super::{headers, selector};
 use crate::document::Subject;
 use crate::field::{Field, Object};
 use crate::node::Value;
@@ -53,7 +53,7 @@ fn rule(field: &Field<'_>) -> JwtRule {
         from_headers: headers.iter().map(from_header).collect(),
         from_params: texts("fromParams"),
         from_cookies: texts("fromCookies"),
-        payload_header: object.get("outputPayloadToHeader").map(|field| header(&field)),
+        payload_header: object.get("outputPayloadToHeader").map(|field| headers::name(&field)),
         claim_headers: claims.iter().map(claim_header).collect(),
         forward: object.get("forwardOriginalToken").is_some_and(|field| field.boolean()),
         timeout: object.get("timeout").map_or(TIMEOUT, |field| field.positive_duration()),
@@ -64,24 +64,14 @@ fn rule(field: &Field<'_>) -> JwtRule {
 
 fn from_header(field: &Field<'_>) -> (String, String) {
     let object = field.object();
-    let name = object.need("name").map(|field| header(&field)).unwrap_or_default();
+    let name = object.need("name").map(|field| headers::name(&field)).unwrap_or_default();
     (name, object.get("prefix").map(|field| field.text()).unwrap_or_default())
 }
 
 fn claim_header(field: &Field<'_>) -> (String, String) {
     let object = field.object();
-    let name = object.need("header").map(|field| header(&field)).unwrap_or_default();
+    let name = object.need("header").map(|field| headers::name(&field)).unwrap_or_default();
     (name, object.need("claim").map(|field| field.filled()).unwrap_or_default())
-}
-
-fn header(field: &Field<'_>) -> String {
-    let name = field.filled();
-    if let (false, Err(why)) = (name.is_empty(), names::header(&name)) {
-        field.error(codes::HEADER, format!("header name `{name}` {why}"));
-    } else if name.starts_with(':') {
-        field.error(codes::HEADER, format!("`{name}` is no header of its own"));
-    }
-    name.to_ascii_lowercase()
 }
 
 fn keys(object: &Object<'_>) -> JwtKeys {
