@@ -83,7 +83,7 @@ for kinds in (("envoy", "tulle"), ("tulle", "envoy"), ("tulle", "tulle")):
 
 say("-- refusals")
 thief = subprocess.run(
-    [TULLE, "agent", "-q", "--token", WORK / "web-1.shop.token", "--run-dir", WORK / "thief", "--once", "--wait", "2s"],
+    [TULLE, "agent", "-q", "--token", WORK / "web-1.token", "--run-dir", WORK / "thief", "--once", "--wait", "2s"],
     capture_output=True, text=True, timeout=30,
 )
 check(thief.returncode == 4 and "already used by another key" in thief.stderr, f"a used token: {thief.stderr.strip()}")
