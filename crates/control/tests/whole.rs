@@ -250,6 +250,9 @@ async fn who_refuses_or_is_silent_is_named() {
     let _refusing = sidecar(&plane.run_dir(), "catalog-1.shop", Manner::RefusesRoutes);
     plane.synced("web-1.shop").await;
     plane.synced("catalog-1.shop").await;
+    // What it asked for last is answered too: it falls silent with nothing left to acknowledge.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    plane.synced("web-1.shop").await;
     silent.silent.store(true, std::sync::atomic::Ordering::Relaxed);
 
     // A silent proxy is held back for a second before its routes are sent all the same; wait for longer than that.
