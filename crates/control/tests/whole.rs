@@ -259,7 +259,9 @@ async fn who_refuses_or_is_silent_is_named() {
     let wait = plane.apply(ROUTE_TO_CATALOG, Some(3000)).await.unwrap().wait.unwrap();
     assert_eq!(wait.acknowledged, 0);
     let reason = |name: &str| wait.missing.iter().find(|one| one.proxy.contains(name)).unwrap().reason.clone();
-    assert_eq!(reason("web-1.shop"), "it did not answer yet");
+    // Where something older is not acknowledged, the new routes may still wait behind it.
+    let silent = reason("web-1.shop");
+    assert!(["it did not answer yet", "nothing was sent to it yet"].contains(&&*silent), "{silent}");
     assert_eq!(
         reason("catalog-1.shop"),
         "it refused 0.0.0.0_8080: virtual_hosts[0].routes[0].route.timeout: not today"
