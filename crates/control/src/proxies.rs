@@ -141,7 +141,8 @@ impl Proxies {
                 return waited;
             }
             if tokio::time::timeout_at(deadline, moved.changed()).await.is_err() {
-                return waited;
+                // What was sent meanwhile wakes nobody, and is part of the reasons.
+                return self.look(workloads, revision, Concerned::Changed, since).0;
             }
         }
     }
@@ -244,6 +245,21 @@ mod tests {
         proxies.add(proxy("a", 1));
         let waited = proxies.wait(&all(&["a"]), 2, Instant::now(), Duration::from_millis(5)).await;
         assert_eq!(waited.missing, [("a".to_owned(), "it did not answer yet".to_owned())]);
+    }
+
+    #[tokio::test]
+    async fn what_was_sent_during_the_wait_counts() {
+        let proxies = Arc::new(Proxies::default());
+        let silent = proxies.add(Proxy { sent: 1, ..proxy("a", 1) });
+        let waiting = proxies.clone();
+        let wait =
+            tokio::spawn(async move { waiting.wait(&all(&["a"]), 2, Instant::now(), Duration::from_millis(50)).await });
+        tokio::task::yield_now().await;
+        proxies.update(silent, |proxy| {
+            proxy.sent = 2;
+            false
+        });
+        assert_eq!(wait.await.unwrap().missing, [("a".to_owned(), "it did not answer yet".to_owned())]);
     }
 
     #[test]

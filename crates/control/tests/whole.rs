@@ -250,18 +250,13 @@ async fn who_refuses_or_is_silent_is_named() {
     let _refusing = sidecar(&plane.run_dir(), "catalog-1.shop", Manner::RefusesRoutes);
     plane.synced("web-1.shop").await;
     plane.synced("catalog-1.shop").await;
-    // What it asked for last is answered too: it falls silent with nothing left to acknowledge.
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    plane.synced("web-1.shop").await;
     silent.silent.store(true, std::sync::atomic::Ordering::Relaxed);
 
     // A silent proxy is held back for a second before its routes are sent all the same; wait for longer than that.
     let wait = plane.apply(ROUTE_TO_CATALOG, Some(3000)).await.unwrap().wait.unwrap();
     assert_eq!(wait.acknowledged, 0);
     let reason = |name: &str| wait.missing.iter().find(|one| one.proxy.contains(name)).unwrap().reason.clone();
-    // Where something older is not acknowledged, the new routes may still wait behind it.
-    let silent = reason("web-1.shop");
-    assert!(["it did not answer yet", "nothing was sent to it yet"].contains(&&*silent), "{silent}");
+    assert_eq!(reason("web-1.shop"), "it did not answer yet");
     assert_eq!(
         reason("catalog-1.shop"),
         "it refused 0.0.0.0_8080: virtual_hosts[0].routes[0].route.timeout: not today"

@@ -10,6 +10,7 @@ use std::time::Duration;
 use proto::envoy::config::core::v3::Node;
 use proto::envoy::service::discovery::v3 as discovery;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 use tonic_prost::ProstCodec;
@@ -196,6 +197,7 @@ async fn converse<S: Source, M: Message>(
     let mut session = Session::new(M::FLAVOR);
     session.publish(snapshots.borrow_and_update().clone());
     hear(&mut session, observer.as_mut(), first)?;
+    let mut held = None;
     loop {
         while let Some(response) = session.poll() {
             observer.sent(&response);
@@ -204,9 +206,14 @@ async fn converse<S: Source, M: Message>(
             }
         }
         observer.state(&session);
+        // Counted from the client's last word: our own news that come meanwhile do not prolong the wait.
+        held = session.holding().then(|| held.unwrap_or_else(|| Instant::now() + HOLD));
         tokio::select! {
             message = inbound.message() => match message? {
-                Some(message) => hear(&mut session, observer.as_mut(), message)?,
+                Some(message) => {
+                    hear(&mut session, observer.as_mut(), message)?;
+                    held = None;
+                }
                 None => return Ok(()),
             },
             changed = snapshots.changed() => {
@@ -214,8 +221,15 @@ async fn converse<S: Source, M: Message>(
                 session.publish(snapshots.borrow_and_update().clone());
             }
             () = outbound.closed() => return Ok(()),
-            () = tokio::time::sleep(HOLD), if session.holding() => session.release(),
+            () = until(held) => session.release(),
         }
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
     }
 }
 
