@@ -11,11 +11,15 @@ use tokio::sync::watch;
 
 use crate::net::dial::is_exhaustion;
 use crate::net::listen::Bound;
+use crate::net::option;
 use crate::net::stream::Socket;
 use crate::worker::Worker;
 
 /// How long accepting pauses when the process has no descriptors left: what is open must end first.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
+
+/// What may wait unsent for a client, bytes: enough to keep a fast one busy while the worker does other things.
+const UNSENT: i32 = 256 << 10;
 
 /// Connections that are accepted before those that are there have their turn.
 const TURN: u32 = 8;
@@ -94,6 +98,7 @@ impl Open {
             Self::Tcp(tcp) => {
                 let (stream, _) = tcp.accept().await?;
                 stream.set_nodelay(true)?;
+                option::unsent_low_water(&stream, UNSENT)?;
                 Ok(Socket::Tcp(stream))
             }
             Self::Unix(unix) => unix.accept().await.map(|(stream, _)| Socket::Unix(stream)),

@@ -217,9 +217,14 @@ impl Drop for Counted<'_> {
 }
 
 async fn answer(shared: Rc<HttpConnection>, request: Request<Incoming>) -> Result<Response<DownBody>, Infallible> {
+    shared.writes.head_served(head_size(&request));
     let mut request = request.map(Coming::Http2);
     let upgrade = request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>().map(Side::Http2);
     Ok(exchange::exchange(&shared, request, upgrade).await)
+}
+
+fn head_size(request: &Request<Incoming>) -> usize {
+    request.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum()
 }
 
 /// HTTP/2 or HTTP/1, by the chain's codec, ALPN, or the first bytes.

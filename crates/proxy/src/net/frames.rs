@@ -14,10 +14,14 @@ const MOST: f64 = 1000.0;
 const EACH_SECOND: f64 = 100.0;
 /// Bytes sent to the peer for which it may say one thing more (acknowledging pings, opening windows).
 const BYTES_FOR_ONE: f64 = 1024.0;
-/// A head of so many bytes, compressed, is usual.
-const LONG_HEAD: usize = 4096;
-/// Frames that a peer may have served before others have their turn.
+/// A head of so many bytes, compressed, is usual. What is longer draws on the allowance, until it is known to be a request
+/// that is served.
+pub const LONG_HEAD: usize = 4096;
+/// So many bytes more draw one.
+const BYTES_OF_HEAD: f64 = 256.0;
+/// Frames that a peer may have served before others have their turn; and one that has used up much of its allowance.
 const TURN: usize = 64;
+const SHORT_TURN: usize = 8;
 /// So many bytes of a header block are as much work as a frame.
 const BLOCK: usize = 256;
 /// A request is as much work as so many of them.
@@ -26,6 +30,8 @@ const WORK: usize = 8;
 const SPENT: f64 = 100.0;
 /// Such a piece, in bytes.
 pub const PIECE: usize = 1024;
+/// And so is, for its first bytes, who has not been seen before.
+const NEW: usize = 8 << 10;
 /// For each part of the allowance that it spends further; a flood that uses up all of it twice takes a second to do so.
 const REST: Duration = Duration::from_micros(500);
 /// Below this much it is not worth a timer.
@@ -51,6 +57,10 @@ pub struct Frames {
     turn: usize,
     /// What was spent since the last rest.
     spent: f64,
+    /// What long heads drew that are not known to be requests.
+    drawn: f64,
+    /// Of its first bytes, how many are to come.
+    new: usize,
 }
 
 /// The peer keeps us busy for nothing.
@@ -70,7 +80,18 @@ impl Frames {
     }
 
     fn after(preface: usize) -> Self {
-        Self { preface, head: [0; HEAD], have: 0, payload: 0, allowance: MOST, filled: None, turn: 0, spent: 0.0 }
+        Self {
+            preface,
+            head: [0; HEAD],
+            have: 0,
+            payload: 0,
+            allowance: MOST,
+            filled: None,
+            turn: 0,
+            spent: 0.0,
+            drawn: 0.0,
+            new: NEW,
+        }
     }
 
     /// Bytes came from the peer.
@@ -78,6 +99,7 @@ impl Frames {
     /// # Errors
     /// [`Flood`]: the connection is to be closed.
     pub fn came(&mut self, mut bytes: &[u8]) -> Result<(), Flood> {
+        self.new = self.new.saturating_sub(bytes.len());
         let skipped = self.preface.min(bytes.len());
         self.preface -= skipped;
         bytes = bytes.get(skipped..).unwrap_or_default();
@@ -103,7 +125,7 @@ impl Frames {
 
     /// Whether others should have their turn now; the next one begins then.
     pub fn passes_turn(&mut self) -> bool {
-        let over = self.turn >= TURN;
+        let over = self.turn >= if self.is_suspect() { SHORT_TURN } else { TURN };
         if over {
             self.turn = 0;
         }
@@ -116,8 +138,20 @@ impl Frames {
     }
 
     /// Whether this peer is to be read in pieces of [`PIECE`].
-    pub fn is_suspect(&self) -> bool {
+    pub fn in_pieces(&self) -> bool {
+        self.new > 0 || self.is_suspect()
+    }
+
+    fn is_suspect(&self) -> bool {
         self.allowance < MOST - SPENT
+    }
+
+    /// Heads of together so many bytes turned out to be requests: what was drawn for their length is given back.
+    pub fn served(&mut self, bytes: usize) {
+        let back = (bytes as f64 / BYTES_OF_HEAD).min(self.drawn);
+        self.drawn -= back;
+        self.allowance = (self.allowance + back).min(MOST);
+        self.spent = (self.spent - back).max(0.0);
     }
 
     /// How long this peer is not read now, for what it has spent.
@@ -147,7 +181,11 @@ impl Frames {
             // DATA; h2 bounds empty ones.
             0 if length > 0 => 1.0,
             // HEADERS; long ones are read and may be refused without end.
-            1 => REQUEST - (length.saturating_sub(LONG_HEAD) as f64 / BYTES_FOR_ONE),
+            1 => {
+                let draws = length.saturating_sub(LONG_HEAD) as f64 / BYTES_OF_HEAD;
+                self.drawn += draws;
+                REQUEST - draws
+            }
             // RST_STREAM
             3 => -RESET,
             _ => -1.0,
@@ -209,12 +247,40 @@ mod tests {
         assert_eq!(after(130, 6), (true, true, millis(65)), "half a millisecond for each ping");
         assert_eq!(after(1, 6), (false, true, None), "not worth a timer");
         assert_eq!(after(3, 3), (false, true, Some(Duration::from_micros(9_500))), "six times for each reset");
-        assert_eq!(after(7, 1), (false, true, None), "requests cost nothing");
+        assert_eq!(after(7, 1), (true, true, None), "requests cost nothing, but turns are short now");
         assert_eq!(after(200, 0), (true, false, None), "what is asked and sent makes up for it");
         frames.came(&frame(6, 8).repeat(63)).unwrap();
         frames.rests();
         assert_eq!(frames.came(&frame(6, 8)), Ok(()));
         assert!(!frames.passes_turn(), "silence begins another turn");
+    }
+
+    #[test]
+    fn long_heads_are_borne_where_they_are_requests() {
+        let head: Vec<u8> = [&[0, 0x40, 0, 1, 4, 0, 0, 0, 1][..], &[0; 16 << 10]].concat();
+        let borne = |served: usize| {
+            let mut frames = Frames::of_server();
+            let lives = |_: &usize| {
+                let lives = frames.came(&head).is_ok();
+                frames.served(served);
+                lives
+            };
+            (0..1000).take_while(lives).count()
+        };
+        assert_eq!(borne(20 << 10), 1000, "requests");
+        assert!((40..50).contains(&borne(0)), "refused ones: {}", borne(0));
+        let mut frames = Frames::of_server();
+        frames.served(1 << 30);
+        frames.came(&frame(3, 4).repeat(100)).unwrap();
+        assert!(frames.is_suspect(), "nothing is saved up that was not drawn");
+    }
+
+    #[test]
+    fn who_is_new_is_read_in_pieces() {
+        let mut frames = Frames::of_client();
+        assert!(frames.in_pieces());
+        frames.came(&[crate::door::preface::H2_PREFACE, &frame(1, 200).repeat(50)].concat()).unwrap();
+        assert!(!frames.in_pieces());
     }
 
     #[test]

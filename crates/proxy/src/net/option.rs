@@ -37,3 +37,11 @@ pub fn set_bytes(socket: impl AsFd, level: i32, name: i32, value: &[u8]) -> io::
 pub fn bind_address_no_port(socket: impl AsFd) -> io::Result<()> {
     set_int(socket, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)
 }
+
+/// How much may wait in the system that was not sent yet, bytes: a peer that takes nothing makes this end hold no more.
+///
+/// # Errors
+/// As [`set_int`].
+pub fn unsent_low_water(socket: impl AsFd, bytes: i32) -> io::Result<()> {
+    set_int(socket, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, bytes)
+}

@@ -5,7 +5,7 @@ use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BytesMut};
@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::Sleep;
 
-use super::frames::{Frames, PIECE};
+use super::frames::{Frames, LONG_HEAD, PIECE};
 use crate::overload;
 
 /// A connected socket.
@@ -255,11 +255,13 @@ pub struct Ahead {
     pause: Option<Pin<Box<Sleep>>>,
 }
 
-/// How writing to a peer goes, readable while the stream is in use elsewhere.
+/// How writing to a peer goes, readable while the stream is in use elsewhere, and what is known there of what it reads.
 #[derive(Debug, Default)]
 pub struct Writes {
     written: AtomicU64,
     blocked: AtomicBool,
+    /// Bytes of long heads that became requests, as far as they were not told yet.
+    long_heads: AtomicUsize,
 }
 
 impl Writes {
@@ -272,6 +274,19 @@ impl Writes {
     pub fn stand(&self, written: u64, blocked: bool) {
         self.written.store(written, Ordering::Relaxed);
         self.blocked.store(blocked, Ordering::Relaxed);
+    }
+
+    /// A head of so many bytes became a request.
+    pub fn head_served(&self, bytes: usize) {
+        if bytes > LONG_HEAD {
+            self.long_heads.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
+    fn settle(&self, frames: &mut Frames) {
+        if self.long_heads.load(Ordering::Relaxed) > 0 {
+            frames.served(self.long_heads.swap(0, Ordering::Relaxed));
+        }
     }
 
     fn note(&self, result: &Poll<io::Result<usize>>) {
@@ -324,6 +339,7 @@ impl Ahead {
     /// worker, nor send its servers more than they can bear.
     fn poll_turn(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let Some(frames) = &mut self.frames else { return Pin::new(&mut self.stream).poll_read(cx, buf) };
+        self.writes.settle(frames);
         if frames.passes_turn() {
             // Back behind all that is ready, and behind what the sockets have for others by now.
             let _ = pin!(tokio::task::yield_now()).poll(cx);
@@ -337,7 +353,7 @@ impl Ahead {
             let pause = self.pause.insert(Box::pin(tokio::time::sleep(time)));
             ready!(pause.as_mut().poll(cx));
         }
-        let read = if frames.is_suspect() {
+        let read = if frames.in_pieces() {
             let mut piece = [0; PIECE];
             let mut piece = ReadBuf::new(piece.get_mut(..buf.remaining().min(PIECE)).unwrap_or_default());
             let read = Pin::new(&mut self.stream).poll_read(cx, &mut piece);

@@ -157,10 +157,15 @@ struct Reaching<'a> {
 
 impl Reaching<'_> {
     async fn h1(&self) -> Result<Way, Failure> {
-        if !self.want.fresh
-            && let Some(h1) = self.pool.take_idle()
-        {
-            return Ok(self.way(Via::H1(h1), true));
+        if let Some(way) = self.idle() {
+            return Ok(way);
+        }
+        if self.want.downstream_h2 {
+            // A stream that the client takes back in the same breath ends here, and has cost no connection.
+            tokio::task::yield_now().await;
+            if let Some(way) = self.idle() {
+                return Ok(way);
+            }
         }
         let pending = self.take(Resource::Pending).ok_or(Kind::Overflow)?;
         let slot = loop {
@@ -178,6 +183,14 @@ impl Reaching<'_> {
         Ok(self.way(Via::H1(self.h1_of(opened)), false))
     }
 
+    /// A kept-alive connection that is ready.
+    fn idle(&self) -> Option<Way> {
+        if self.want.fresh {
+            return None;
+        }
+        self.pool.take_idle().map(|h1| self.way(Via::H1(h1), true))
+    }
+
     /// HTTP/2, or whatever ALPN agrees on.
     async fn shared(&self) -> Result<Way, Failure> {
         let mut pending = None;
@@ -186,10 +199,9 @@ impl Reaching<'_> {
                 return Ok(self.way(Via::H2(stream), true));
             }
             if self.key.h2.is_none()
-                && !self.want.fresh
-                && let Some(h1) = self.pool.take_idle()
+                && let Some(way) = self.idle()
             {
-                return Ok(self.way(Via::H1(h1), true));
+                return Ok(way);
             }
             if pending.is_none() {
                 pending = Some(self.take(Resource::Pending).ok_or(Kind::Overflow)?);
