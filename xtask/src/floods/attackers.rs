@@ -91,7 +91,7 @@ pub(super) fn ticks(stat: &str) -> u64 {
 }
 
 /// A low priority alone still gives a thread whole slices of the processor while others wait.
-fn gives_way(thread: i32) {
+pub(super) fn gives_way(thread: i32) {
     let _ = rustix::process::nice(19);
     let _ = Command::new("chrt")
         .args(["--idle", "--pid", "0", &thread.to_string()])

@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use rustix::thread::{CpuSet, Pid, sched_setaffinity};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -19,26 +18,17 @@ const LOADS: [usize; 4] = [4, 16, 32, 64];
 
 /// Measures; true when enough is served.
 pub(super) async fn holds(tulle: &Path, time: Duration) -> Result<bool> {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    // The proxy on a core of its own, the clients and the server on the others: otherwise more clients take the proxy's time
-    // away, and what is measured is how the system shares it.
-    let own = (cores > 1).then_some(0);
-    if own.is_some() {
-        all_threads_on(&(1..cores).collect::<Vec<_>>());
-    }
-    let share = best_share(tulle, time, own).await;
-    all_threads_on(&(0..cores).collect::<Vec<_>>());
-    let share = share?;
+    let share = best_share(tulle, time).await?;
     if share < LEAST {
         println!("FAILED goodput: never {:.0} % of the peak", 100.0 * LEAST);
     }
     Ok(share >= LEAST)
 }
 
-async fn best_share(tulle: &Path, time: Duration, own: Option<usize>) -> Result<f64> {
+async fn best_share(tulle: &Path, time: Duration) -> Result<f64> {
     let mut best_share: f64 = 0.0;
     for _ in 0..3 {
-        let proxy = Proxy::start_on(tulle, None, own).await?;
+        let proxy = Proxy::start(tulle, None).await?;
         let mut peak = (0.0, 0);
         for clients in LOADS {
             let served = served(clients, time).await;
@@ -61,16 +51,6 @@ async fn best_share(tulle: &Path, time: Duration, own: Option<usize>) -> Result<
         }
     }
     Ok(best_share)
-}
-
-/// Lets every thread of this process run on these cores only.
-fn all_threads_on(cores: &[usize]) {
-    let mut set = CpuSet::new();
-    cores.iter().for_each(|core| set.set(*core));
-    let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten().filter_map(Result::ok);
-    for thread in threads.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter_map(Pid::from_raw) {
-        let _ = sched_setaffinity(Some(thread), &set);
-    }
 }
 
 /// Answers of 200 for each second.

@@ -7,6 +7,7 @@
 mod attackers;
 mod attacks;
 mod backend;
+mod cores;
 mod frames;
 mod goodput;
 mod world;
@@ -71,6 +72,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     }
     let Some(tulle) = cases::inside() else { return cases::run_inside(args.tulle.as_ref()) };
     cases::raise_loopback()?;
+    cores::leave();
     // It has a runtime of its own, which cannot be made within another.
     backend::start()?;
     let attackers = Attackers::new(!args.short)?;
@@ -135,8 +137,11 @@ async fn one(attack: &Attack, mut proxy: Proxy, time: Duration, attackers: &Atta
     let busy = attackers.spin(Instant::now() + Duration::from_millis(300) + time);
     tokio::time::sleep(Duration::from_millis(300)).await;
     good.take();
+    let idle = proxy.cpu()?;
     tokio::time::sleep(time).await;
     let before = good.take().p99;
+    // What the good client alone costs is not the attackers'.
+    let served = proxy.cpu()?.saturating_sub(idle);
     for spinning in busy {
         spinning.await?;
     }
@@ -147,7 +152,7 @@ async fn one(attack: &Attack, mut proxy: Proxy, time: Duration, attackers: &Atta
     let answers = attack.limit.map(|_| tokio::task::spawn_blocking(move || world::admin_answers(end)));
     let growth = most_growth(&proxy, memory, async { tokio::time::sleep_until(end.into()).await }).await;
     let during = good.take();
-    let (used, spent) = (proxy.cpu()?.saturating_sub(used), attackers.cpu().saturating_sub(spent));
+    let (used, spent) = (proxy.cpu()?.saturating_sub(used + served), attackers.cpu().saturating_sub(spent));
     let mut stays = Vec::new();
     for attacker in running {
         stays.extend(attacker.await?);

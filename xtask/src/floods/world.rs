@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use testkit::issue::Authority;
 
 use super::attackers::ticks;
-use super::backend;
+use super::{backend, cores};
 
 /// Where the proxy takes plaintext HTTP, and TLS.
 pub(super) const HTTP: &str = "127.0.0.1:8101";
@@ -35,11 +35,6 @@ pub(super) struct Proxy {
 impl Proxy {
     /// Starts it; `descriptors`: as many as it may have open.
     pub(super) async fn start(tulle: &Path, descriptors: Option<u64>) -> Result<Self> {
-        Self::start_on(tulle, descriptors, None).await
-    }
-
-    /// The same on one core.
-    pub(super) async fn start_on(tulle: &Path, descriptors: Option<u64>, core: Option<usize>) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let certs = directory.path().join("certs");
         Authority::new("Tulle floods")?.write(&certs, "spiffe://cluster.local/ns/shop/sa/web")?;
@@ -47,7 +42,7 @@ impl Proxy {
         std::fs::write(&file, bootstrap(&certs))?;
         let log = std::fs::File::create(directory.path().join("log"))?;
         let limit = descriptors.map(|most| format!("ulimit -n {most} && ")).unwrap_or_default();
-        let core = core.map(|core| format!("taskset -c {core} ")).unwrap_or_default();
+        let core = cores::own().map(|core| format!("taskset -c {core} ")).unwrap_or_default();
         let mut command = Command::new("sh");
         command.args(["-c", &format!("{limit}exec {core}\"$@\""), "sh"]).arg(tulle);
         command.arg("proxy").arg("-c").arg(&file).args(["--concurrency", "1", "--log", "warn"]);
