@@ -96,15 +96,9 @@ pub(crate) fn scenario_files() -> Result<Vec<String>> {
     Ok(files)
 }
 
-/// The repository's own behaviour tables. Those of bootstraps run by themselves: what Envoy takes for its own address depends on
-/// the addresses of the machine, and the other tables add some.
+/// The repository's own behaviour tables.
 fn scenarios(flags: &[&str]) -> Result<bool> {
-    let (bootstraps, meshes): (Vec<String>, Vec<String>) =
-        scenario_files()?.into_iter().partition(|file| file.contains("/xds/"));
-    let mut good = true;
-    for files in [meshes, bootstraps] {
-        let files: Vec<&str> = files.iter().map(String::as_str).collect();
-        good &= xtask(&[&["cases"], flags, files.as_slice()].concat())?;
-    }
-    Ok(good)
+    let files = scenario_files()?;
+    let files: Vec<&str> = files.iter().map(String::as_str).collect();
+    xtask(&[&["cases"], flags, files.as_slice()].concat())
 }

@@ -4,9 +4,11 @@ mod ask;
 mod expect;
 mod group;
 mod health;
+mod parallel;
 pub(crate) mod single;
 mod statistics;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -35,6 +37,9 @@ pub(crate) struct Args {
     /// Tell the last lines of the proxies' logs for each failing case
     #[arg(long)]
     logs: bool,
+    /// How many tables run at once, each in a network namespace of its own: they wait most of the time
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    jobs: usize,
     /// Use this `tulle` instead of building one
     #[arg(long, value_name = "PATH")]
     tulle: Option<PathBuf>,
@@ -54,7 +59,9 @@ const INSIDE: &str = "TULLE_XTASK_INSIDE";
 
 /// Runs the tables; true when every counted case passed.
 pub(crate) fn run(args: &Args) -> Result<bool> {
-    let Some(tulle) = inside() else { return run_inside(args.tulle.as_ref()) };
+    let Some(tulle) = inside() else {
+        return if args.files.len() > 1 { parallel::run(args) } else { run_inside(args.tulle.as_ref()) };
+    };
     raise_loopback()?;
     let _files = place_system_files()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
@@ -100,17 +107,26 @@ fn place_system_files() -> Result<tempfile::NamedTempFile> {
     Ok(resolv)
 }
 
-/// Builds `tulle` and starts this program again in a network namespace of its own.
-pub(crate) fn run_inside(tulle: Option<&PathBuf>) -> Result<bool> {
-    let tulle = match tulle {
-        Some(path) => std::path::absolute(path)?,
-        None => build_tulle()?,
-    };
+/// The given `tulle`, or one that is built.
+fn tulle_of(given: Option<&PathBuf>) -> Result<PathBuf> {
+    match given {
+        Some(path) => Ok(std::path::absolute(path)?),
+        None => build_tulle(),
+    }
+}
+
+/// This program with other arguments, in a network namespace of its own.
+fn inside_with(tulle: &Path, arguments: &[OsString]) -> Result<Command> {
     let mut command = Command::new("unshare");
     command.args(["--user", "--map-root-user", "--net", "--mount", "--kill-child"]);
-    command.arg(std::env::current_exe()?).args(std::env::args_os().skip(1));
-    command.env(INSIDE, tulle);
-    let status = command.status().context("`unshare` (package util-linux)")?;
+    command.arg(std::env::current_exe()?).args(arguments).env(INSIDE, tulle);
+    Ok(command)
+}
+
+/// Builds `tulle` and starts this program again in a network namespace of its own.
+pub(crate) fn run_inside(tulle: Option<&PathBuf>) -> Result<bool> {
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    let status = inside_with(&tulle_of(tulle)?, &arguments)?.status().context("`unshare` (package util-linux)")?;
     match status.code() {
         Some(0) => Ok(true),
         Some(1) => Ok(false),
