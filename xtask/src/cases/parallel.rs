@@ -21,7 +21,8 @@ struct Outcome {
 /// Runs the tables, the longest first, and prints what they said in the order in which they were given.
 pub(super) fn run(args: &Args) -> Result<bool> {
     let tulle = tulle_of(args.tulle.as_ref())?;
-    let size = |index: &usize| args.files.get(*index).and_then(|file| std::fs::metadata(file).ok()).map(|data| data.len());
+    let size =
+        |index: &usize| args.files.get(*index).and_then(|file| std::fs::metadata(file).ok()).map(|data| data.len());
     let mut order: Vec<usize> = (0..args.files.len()).collect();
     order.sort_by_key(size);
     let waiting = Mutex::new(order);
