@@ -77,7 +77,8 @@ fn one(args: &Args, tulle: &Path, file: &Path) -> Result<Outcome> {
     arguments.push(file.into());
     let output = inside_with(tulle, &arguments)?.output().context("`unshare` (package util-linux)")?;
     let said = String::from_utf8_lossy(&output.stdout);
-    let (said, last) = said.trim_end().rsplit_once('\n').unwrap_or(("", said.trim_end()));
+    let said = said.trim_end();
+    let (said, last) = said.rsplit_once('\n').unwrap_or(("", said));
     let Some((passed, failed)) = counts(last) else {
         let complaint = String::from_utf8_lossy(&output.stderr);
         bail!("{} ended with {}: {said}\n{last}\n{}", file.display(), output.status, complaint.trim_end());
