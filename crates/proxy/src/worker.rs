@@ -27,9 +27,6 @@ use crate::upstream::pool::Pools;
 
 /// How often idle upstream connections are looked at.
 const SWEEP: Duration = Duration::from_secs(1);
-/// Tasks that run before the sockets are asked again. Where many streams of one peer are ready at once, a request of another
-/// is noticed after this many of them.
-const EVENT_INTERVAL: u32 = 16;
 
 /// What a worker is told.
 #[derive(Debug)]
@@ -168,9 +165,7 @@ pub fn start(count: usize, shared: &Arc<Shared>) -> std::io::Result<Vec<Handle>>
     for (index, (handle, receiver)) in handles.iter_mut().zip(receivers).enumerate() {
         let (shared, peers, load) = (Arc::clone(shared), Arc::clone(&peers), Arc::clone(&handle.load));
         let body = move || {
-            let mut builder = Builder::new_current_thread();
-            builder.enable_all().event_interval(EVENT_INTERVAL);
-            let Ok(runtime) = builder.build_local(LocalOptions::default()) else {
+            let Ok(runtime) = Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) else {
                 tracing::error!(worker = index, "no runtime for the worker");
                 return;
             };
