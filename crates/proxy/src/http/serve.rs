@@ -223,8 +223,10 @@ async fn answer(shared: Rc<HttpConnection>, request: Request<Incoming>) -> Resul
     Ok(exchange::exchange(&shared, request, upgrade).await)
 }
 
-fn head_size(request: &Request<Incoming>) -> usize {
-    request.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum()
+/// Bytes of what a head says; a long one may be so by its path alone.
+fn head_size<B>(request: &Request<B>) -> usize {
+    let path = request.uri().path_and_query().map_or(0, |path| path.as_str().len());
+    request.headers().iter().fold(path, |size, (name, value)| size + name.as_str().len() + value.len())
 }
 
 /// HTTP/2 or HTTP/1, by the chain's codec, ALPN, or the first bytes.
@@ -426,5 +428,16 @@ impl Ending {
             Self::Asked { until } => soon.min((*until).max(now + SHORT_LOOK)),
             Self::Shut { at } => soon.min((*at).max(now + SHORT_LOOK)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_path_is_a_long_head() {
+        let request = Request::builder().uri(format!("/{}", "a".repeat(8191))).header("b", "cd").body(()).unwrap();
+        assert_eq!(head_size(&request), 8195);
     }
 }

@@ -17,8 +17,9 @@ const BYTES_FOR_ONE: f64 = 1024.0;
 /// A head of so many bytes, compressed, is usual. What is longer draws on the allowance, until it is known to be a request
 /// that is served.
 pub const LONG_HEAD: usize = 4096;
-/// So many bytes more draw one.
+/// So many bytes more draw one; of a server, whose heads nobody gives back, four times as many.
 const BYTES_OF_HEAD: f64 = 256.0;
+const BYTES_OF_ANSWER: f64 = 1024.0;
 /// Frames that a peer may have served before others have their turn; and one that has used up much of its allowance.
 const TURN: usize = 64;
 const SHORT_TURN: usize = 8;
@@ -57,6 +58,8 @@ pub struct Frames {
     turn: usize,
     /// What was spent since the last rest.
     spent: f64,
+    /// So many bytes of a long head draw one.
+    bytes_of_head: f64,
     /// What long heads drew that are not known to be requests.
     drawn: f64,
     /// Of its first bytes, how many are to come.
@@ -71,15 +74,15 @@ pub struct Flood;
 impl Frames {
     /// Frames of a client, after its preface.
     pub fn of_client() -> Self {
-        Self::after(crate::door::preface::H2_PREFACE.len())
+        Self::after(crate::door::preface::H2_PREFACE.len(), BYTES_OF_HEAD)
     }
 
     /// Frames of a server.
     pub fn of_server() -> Self {
-        Self::after(0)
+        Self::after(0, BYTES_OF_ANSWER)
     }
 
-    fn after(preface: usize) -> Self {
+    fn after(preface: usize, bytes_of_head: f64) -> Self {
         Self {
             preface,
             head: [0; HEAD],
@@ -89,6 +92,7 @@ impl Frames {
             filled: None,
             turn: 0,
             spent: 0.0,
+            bytes_of_head,
             drawn: 0.0,
             new: NEW,
         }
@@ -148,7 +152,7 @@ impl Frames {
 
     /// Heads of together so many bytes turned out to be requests: what was drawn for their length is given back.
     pub fn served(&mut self, bytes: usize) {
-        let back = (bytes as f64 / BYTES_OF_HEAD).min(self.drawn);
+        let back = (bytes as f64 / self.bytes_of_head).min(self.drawn);
         self.drawn -= back;
         self.allowance = (self.allowance + back).min(MOST);
         self.spent = (self.spent - back).max(0.0);
@@ -182,7 +186,7 @@ impl Frames {
             0 if length > 0 => 1.0,
             // HEADERS; long ones are read and may be refused without end.
             1 => {
-                let draws = length.saturating_sub(LONG_HEAD) as f64 / BYTES_OF_HEAD;
+                let draws = length.saturating_sub(LONG_HEAD) as f64 / self.bytes_of_head;
                 self.drawn += draws;
                 REQUEST - draws
             }
@@ -259,7 +263,7 @@ mod tests {
     fn long_heads_are_borne_where_they_are_requests() {
         let head: Vec<u8> = [&[0, 0x40, 0, 1, 4, 0, 0, 0, 1][..], &[0; 16 << 10]].concat();
         let borne = |served: usize| {
-            let mut frames = Frames::of_server();
+            let mut frames = Frames { preface: 0, ..Frames::of_client() };
             let lives = |_: &usize| {
                 let lives = frames.came(&head).is_ok();
                 frames.served(served);
@@ -269,6 +273,10 @@ mod tests {
         };
         assert_eq!(borne(20 << 10), 1000, "requests");
         assert!((40..50).contains(&borne(0)), "refused ones: {}", borne(0));
+        let answer: Vec<u8> =
+            [&[0, 0x20, 0, 1, 4, 0, 0, 0, 1][..], &[0; 8 << 10], &frame(0, 200), &frame(0, 200)].concat();
+        let mut server = Frames::of_server();
+        assert!((0..1000).all(|_| server.came(&answer).is_ok()), "a server's heads of 8 KiB are borne");
         let mut frames = Frames::of_server();
         frames.served(1 << 30);
         frames.came(&frame(3, 4).repeat(100)).unwrap();
