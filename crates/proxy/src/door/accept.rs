@@ -21,9 +21,6 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 /// What may wait unsent for a client, bytes: enough to keep a fast one busy while the worker does other things.
 const UNSENT: i32 = 256 << 10;
 
-/// Connections that are accepted before those that are there have their turn.
-const TURN: u32 = 8;
-
 /// Accepts until told to stop.
 pub async fn run(
     worker: Rc<Worker>,
@@ -32,13 +29,9 @@ pub async fn run(
     spread: bool,
     mut stop: watch::Receiver<bool>,
 ) {
-    let mut turn = 0;
     loop {
-        turn += 1;
-        if turn == TURN {
-            turn = 0;
-            tokio::task::yield_now().await;
-        }
+        // One, and then all that is ready and all sockets: who connects again and again must not delay who is connected.
+        tokio::task::yield_now().await;
         let bypass = worker.shared.plan.load().listener(&listener).is_some_and(|listener| listener.bypasses_overload);
         // Who cannot be served waits in the system's queue, where waiting costs nothing.
         let accepting = async {

@@ -50,7 +50,7 @@ type Service<'w> = Pin<Box<dyn Future<Output = ()> + 'w>>;
 
 /// Detects, chooses the chain and ends TLS; `None`: the connection is refused, which is noted.
 async fn establish(worker: &Rc<Worker>, listener: Arc<Listener>, socket: Socket) -> Option<(Connection, Stream)> {
-    let mut raw = Raw::new(socket);
+    let mut raw = Raw::accepted(socket);
     let Ends { remote, local } = ends(raw.socket());
     let mut found = Found::default();
     let listener = match admit(worker, listener, &mut raw, &mut found).await {

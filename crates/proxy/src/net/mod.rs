@@ -10,6 +10,7 @@ pub mod option;
 pub mod peers;
 pub mod relay;
 pub mod stream;
+pub mod turns;
 
 /// An IPv4 address that came in through a dual-stack socket (`::ffff:a.b.c.d`) as plain IPv4, anything else unchanged.
 pub fn canonical(address: SocketAddr) -> SocketAddr {

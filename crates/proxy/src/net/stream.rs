@@ -1,6 +1,6 @@
 //! The one stream type of both sides: TCP or Unix, plain or TLS, with bytes that were read ahead while detecting.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
@@ -14,7 +14,11 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::Sleep;
 
 use super::frames::{Frames, LONG_HEAD, PIECE};
+use super::turns::Turns;
 use crate::overload;
+
+/// Bytes that are read ahead at once: most greetings of TLS fit.
+const AHEAD: usize = 4096;
 
 /// A connected socket.
 #[derive(Debug)]
@@ -25,18 +29,42 @@ pub enum Socket {
     Unix(UnixStream),
 }
 
+impl Socket {
+    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Self::Unix(unix) => Pin::new(unix).poll_read(cx, buf),
+        }
+    }
+
+    fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(tcp) => tcp.poll_read_ready(cx),
+            Self::Unix(unix) => unix.poll_read_ready(cx),
+        }
+    }
+}
+
 /// A socket whose first bytes may have been read already: they come out first.
 #[derive(Debug)]
 pub struct Raw {
     ahead: BytesMut,
     socket: Socket,
+    /// Nothing has come of a client yet: what comes first is read in a turn.
+    fresh: Option<Box<Turns>>,
     _counted: overload::Socket,
 }
 
 impl Raw {
     /// A socket of which nothing has been read.
     pub fn new(socket: Socket) -> Self {
-        Self { ahead: BytesMut::new(), socket, _counted: overload::Socket::open() }
+        Self { ahead: BytesMut::new(), socket, fresh: None, _counted: overload::Socket::open() }
+    }
+
+    /// The socket of a client that was accepted. Those who connect and leave again, or say nothing of use, have their turns one after
+    /// the other.
+    pub fn accepted(socket: Socket) -> Self {
+        Self { fresh: Some(Box::default()), ..Self::new(socket) }
     }
 
     /// What has been read ahead.
@@ -54,11 +82,26 @@ impl Raw {
     /// # Errors
     /// What the socket says.
     pub async fn read_ahead(&mut self) -> io::Result<usize> {
-        self.ahead.reserve(4096);
-        match &mut self.socket {
-            Socket::Tcp(tcp) => tcp.read_buf(&mut self.ahead).await,
-            Socket::Unix(unix) => unix.read_buf(&mut self.ahead).await,
+        let read = poll_fn(|cx| {
+            let mut piece = [0; AHEAD];
+            let mut piece = ReadBuf::new(&mut piece);
+            ready!(self.poll_socket(cx, &mut piece))?;
+            self.ahead.extend_from_slice(piece.filled());
+            Poll::Ready(Ok(piece.filled().len()))
+        });
+        read.await
+    }
+
+    /// Reads from the socket; the first that comes of a client, in a turn.
+    fn poll_socket(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let Some(turns) = &mut self.fresh else { return self.socket.poll_read(cx, buf) };
+        ready!(self.socket.poll_read_ready(cx))?;
+        ready!(turns.poll_take(cx));
+        let read = self.socket.poll_read(cx, buf);
+        if read.is_ready() {
+            self.fresh = None;
         }
+        read
     }
 
     /// The socket below.
@@ -96,10 +139,7 @@ impl AsyncRead for Raw {
             }
             return Poll::Ready(Ok(()));
         }
-        match &mut this.socket {
-            Socket::Tcp(tcp) => Pin::new(tcp).poll_read(cx, buf),
-            Socket::Unix(unix) => Pin::new(unix).poll_read(cx, buf),
-        }
+        this.poll_socket(cx, buf)
     }
 }
 
@@ -250,8 +290,15 @@ pub struct Ahead {
     bytes: BytesMut,
     stream: Stream,
     writes: Arc<Writes>,
-    frames: Option<Box<Frames>>,
-    /// Until when an HTTP/2 peer is not read.
+    watch: Option<Box<Watch>>,
+}
+
+/// What is held of an HTTP/2 peer beside its bytes.
+#[derive(Debug)]
+struct Watch {
+    frames: Frames,
+    turns: Turns,
+    /// Until when it is not read.
     pause: Option<Pin<Box<Sleep>>>,
 }
 
@@ -304,7 +351,7 @@ impl Writes {
 impl Ahead {
     /// A stream of which nothing was read.
     pub fn none(stream: Stream) -> Self {
-        Self { bytes: BytesMut::new(), stream, writes: Arc::default(), frames: None, pause: None }
+        Self { bytes: BytesMut::new(), stream, writes: Arc::default(), watch: None }
     }
 
     /// The stream below, and what was read of it.
@@ -325,41 +372,45 @@ impl Ahead {
     /// Ends the connection of an HTTP/2 peer that floods it.
     #[must_use]
     pub fn guarding(mut self, frames: Frames) -> Self {
-        self.frames = Some(Box::new(frames));
+        self.watch = Some(Box::new(Watch { frames, turns: Turns::default(), pause: None }));
         self
     }
 
     fn came(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let Some(frames) = &mut self.frames else { return Ok(()) };
-        frames.came(bytes).map_err(|flood| io::Error::new(io::ErrorKind::ConnectionAborted, flood))
+        let Some(watch) = &mut self.watch else { return Ok(()) };
+        watch.frames.came(bytes).map_err(|flood| io::Error::new(io::ErrorKind::ConnectionAborted, flood))
     }
 
     /// Reads from the stream below. A peer that sends many frames lets others have their turn, and one that has spent much
     /// of its allowance is read in small pieces with rests in between: what one connection says must not delay the others of its
     /// worker, nor send its servers more than they can bear.
     fn poll_turn(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let Some(frames) = &mut self.frames else { return Pin::new(&mut self.stream).poll_read(cx, buf) };
+        let Some(watch) = &mut self.watch else { return Pin::new(&mut self.stream).poll_read(cx, buf) };
+        let Watch { frames, turns, pause } = &mut **watch;
         self.writes.settle(frames);
-        if frames.passes_turn() {
-            // Back behind all that is ready, and behind what the sockets have for others by now.
-            let _ = pin!(tokio::task::yield_now()).poll(cx);
-            return Poll::Pending;
-        }
-        if let Some(pause) = &mut self.pause {
-            ready!(pause.as_mut().poll(cx));
-            self.pause = None;
+        if let Some(until) = pause {
+            ready!(until.as_mut().poll(cx));
+            *pause = None;
         }
         if let Some(time) = frames.rest() {
-            let pause = self.pause.insert(Box::pin(tokio::time::sleep(time)));
-            ready!(pause.as_mut().poll(cx));
+            ready!(pause.insert(Box::pin(tokio::time::sleep(time))).as_mut().poll(cx));
         }
         let read = if frames.in_pieces() {
+            // The first that comes is read in a turn of its own; who took two would wait for itself.
+            if self.stream.raw().fresh.is_none() {
+                ready!(turns.poll_take(cx));
+            }
             let mut piece = [0; PIECE];
             let mut piece = ReadBuf::new(piece.get_mut(..buf.remaining().min(PIECE)).unwrap_or_default());
             let read = Pin::new(&mut self.stream).poll_read(cx, &mut piece);
             buf.put_slice(piece.filled());
             read
         } else {
+            if frames.passes_turn() {
+                // Back behind all that is ready, and behind what the sockets have for others by now.
+                let _ = pin!(tokio::task::yield_now()).poll(cx);
+                return Poll::Pending;
+            }
             Pin::new(&mut self.stream).poll_read(cx, buf)
         };
         if read.is_pending() {
@@ -370,8 +421,8 @@ impl Ahead {
 
     fn went(&mut self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         self.writes.note(&result);
-        if let (Some(frames), Poll::Ready(Ok(count))) = (&mut self.frames, &result) {
-            frames.went(*count);
+        if let (Some(watch), Poll::Ready(Ok(count))) = (&mut self.watch, &result) {
+            watch.frames.went(*count);
         }
         result
     }
