@@ -1,7 +1,6 @@
 //! Where attackers run: on threads of their own. In the world they are other machines; here they share a few cores with the
 //! proxy, its server and the good client, and what these feel of that is not the proxy's doing.
 
-use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,6 +9,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinHandle;
 
 use super::attacks::{self, Attack};
+use super::cores;
 
 /// As many as the machine has cores that matter here.
 const THREADS: usize = 2;
@@ -33,7 +33,7 @@ impl Attackers {
             .on_thread_start(move || {
                 let thread = rustix::thread::gettid().as_raw_nonzero().get();
                 if give_way {
-                    gives_way(thread);
+                    cores::gives_way(thread);
                 }
                 known.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
             })
@@ -88,14 +88,4 @@ impl Attackers {
 pub(super) fn ticks(stat: &str) -> u64 {
     let rest = stat.rsplit_once(')').map(|(_, rest)| rest).unwrap_or_default();
     rest.split_whitespace().skip(11).take(2).map(|word| word.parse::<u64>().unwrap_or(0)).sum()
-}
-
-/// A low priority alone still gives a thread whole slices of the processor while others wait.
-pub(super) fn gives_way(thread: i32) {
-    let _ = rustix::process::nice(19);
-    let _ = Command::new("chrt")
-        .args(["--idle", "--pid", "0", &thread.to_string()])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
 }

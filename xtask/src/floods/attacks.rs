@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedWriteHalf;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 use super::frames::{
@@ -32,6 +32,9 @@ pub(super) struct Attack {
     /// Heads that become more than they were on the wire: memory is held against what was sent.
     pub(super) bomb: bool,
 }
+
+/// What an attacker's system keeps of what it sends, bytes.
+const SEND_BUFFER: u32 = 64 << 10;
 
 /// What all attackers have sent so far, bytes.
 pub(super) static SENT: AtomicU64 = AtomicU64::new(0);
@@ -119,7 +122,10 @@ fn long_header(n: u32) -> Vec<u8> {
 }
 
 async fn connect(at: &str) -> Option<TcpStream> {
-    let stream = timeout(Duration::from_secs(1), TcpStream::connect(at)).await.ok()?.ok()?;
+    let socket = TcpSocket::new_v4().ok()?;
+    // What an attacker's own system keeps for it is given up, where all share one, at the cost of the proxy's core.
+    socket.set_send_buffer_size(SEND_BUFFER).ok()?;
+    let stream = timeout(Duration::from_secs(1), socket.connect(at.parse().ok()?)).await.ok()?.ok()?;
     stream.set_nodelay(true).ok()?;
     Some(stream)
 }
@@ -152,10 +158,13 @@ async fn pour(writer: &mut OwnedWriteHalf, first: &[u8], next: &mut impl FnMut(u
     loop {
         let bytes: Vec<u8> = (n..n + 50).flat_map(&mut *next).collect();
         n += 50;
-        if let Err(error) = writer.write_all(&bytes).await {
-            return error;
+        let mut left = bytes.as_slice();
+        while !left.is_empty() {
+            match writer.write_buf(&mut left).await {
+                Ok(count) => SENT.fetch_add(count as u64, Ordering::Relaxed),
+                Err(error) => return error,
+            };
         }
-        SENT.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         tokio::task::yield_now().await;
     }
 }

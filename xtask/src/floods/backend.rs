@@ -8,7 +8,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Builder;
 use tokio::sync::mpsc;
 
-use super::attackers::gives_way;
+use super::cores;
 
 /// Its address.
 pub(super) const AT: &str = "127.0.0.1:9101";
@@ -20,6 +20,7 @@ pub(super) fn start() -> Result<()> {
     let endless = endless()?;
     // On a thread of its own, so that attackers do not delay it.
     spawn(move || {
+        cores::goes_first();
         runtime.block_on(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 tokio::spawn(serve(stream, endless.clone()));
@@ -34,7 +35,7 @@ fn endless() -> Result<mpsc::UnboundedSender<std::net::TcpStream>> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let (sender, mut streams) = mpsc::unbounded_channel::<std::net::TcpStream>();
     spawn(move || {
-        gives_way(rustix::thread::gettid().as_raw_nonzero().get());
+        cores::gives_way(rustix::thread::gettid().as_raw_nonzero().get());
         runtime.block_on(async move {
             while let Some(stream) = streams.recv().await {
                 tokio::spawn(pour(stream));

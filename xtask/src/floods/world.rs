@@ -191,10 +191,31 @@ pub(super) struct Good {
 }
 
 /// What it felt.
+#[derive(Default)]
 pub(super) struct Felt {
-    pub(super) served: usize,
+    /// How long each answer took.
+    times: Vec<Duration>,
     pub(super) failed: usize,
-    pub(super) p99: Duration,
+}
+
+impl Felt {
+    /// Answers.
+    pub(super) fn served(&self) -> usize {
+        self.times.len()
+    }
+
+    /// The time within which 99 of 100 answers came.
+    pub(super) fn p99(&self) -> Duration {
+        let mut times = self.times.clone();
+        times.sort_unstable();
+        times.get(times.len().saturating_sub(1) * 99 / 100).copied().unwrap_or_default()
+    }
+
+    /// This and what it felt another time.
+    pub(super) fn add(&mut self, other: Self) {
+        self.times.extend(other.times);
+        self.failed += other.failed;
+    }
 }
 
 impl Good {
@@ -204,6 +225,7 @@ impl Good {
         let stop = Arc::<AtomicBool>::default();
         let (log, end) = (Arc::clone(&seen), Arc::clone(&stop));
         std::thread::spawn(move || {
+            cores::goes_first();
             let mut open: Option<Asking> = None;
             while !end.load(Ordering::Relaxed) {
                 let begun = Instant::now();
@@ -242,10 +264,8 @@ impl Good {
     /// What it felt since the last time.
     pub(super) fn take(&self) -> Felt {
         let mut log = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut times, failed) = std::mem::take(&mut *log);
-        times.sort_unstable();
-        let p99 = times.get(times.len().saturating_sub(1) * 99 / 100).copied().unwrap_or_default();
-        Felt { served: times.len(), failed, p99 }
+        let (times, failed) = std::mem::take(&mut *log);
+        Felt { times, failed }
     }
 
     /// Asks no more.
