@@ -118,6 +118,9 @@ def http1(connection):
         first, headers = head
         method, path, _ = first.split(" ")
         body, trailers = hashlib.sha256(), []
+        if path == "/leave":
+            hint = b"HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\n\r\n"
+            connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n" if one(headers, "expect") else hint)
         if one(headers, "transfer-encoding") == "chunked":
             for piece in stream.chunks():
                 if isinstance(piece, list):
@@ -144,6 +147,8 @@ def http1(connection):
             return echo(connection)
         if path == "/trailers":
             send(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntrailer: x-sum\r\n\r\n3\r\nabc\r\n0\r\nx-sum: 6\r\n\r\n")
+        elif path == "/leave":
+            send(b"HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\ngot abc")
         elif path == "/early":
             send(b"HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
         elif path == "/big":
@@ -165,6 +170,27 @@ def http1(connection):
         else:
             digest = body.hexdigest().encode()
             send(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(digest), digest))
+
+
+def http2(connection):
+    """Hints first; leave to send where it is asked for; then what came."""
+    state = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding="utf-8"))
+    state.initiate_connection()
+    connection.sendall(state.data_to_send())
+    bodies = {}
+    while data := connection.recv(65536):
+        for event in state.receive_data(data):
+            if isinstance(event, h2.events.RequestReceived):
+                bodies[event.stream_id] = b""
+                expects = one(event.headers, "expect")
+                state.send_headers(event.stream_id, [(":status", "100")] if expects else [(":status", "103"), ("link", "</a.css>")])
+            elif isinstance(event, h2.events.DataReceived):
+                bodies[event.stream_id] += event.data
+                state.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+            elif isinstance(event, h2.events.StreamEnded):
+                state.send_headers(event.stream_id, [(":status", "200")])
+                state.send_data(event.stream_id, b"got " + bodies.pop(event.stream_id), end_stream=True)
+        connection.sendall(state.data_to_send())
 
 
 class Grpc:
@@ -208,7 +234,7 @@ class Grpc:
         return b"late"
 
 
-http_server, tcp_server, grpc_server = Server(http1), Server(echo), Grpc()
+http_server, http2_server, tcp_server, grpc_server = Server(http1), Server(http2), Server(echo), Grpc()
 
 
 # ---- The proxy's configuration -----------------------------------------------------------------------------------------
@@ -226,7 +252,7 @@ def options(inner):
     return f"typed_extension_protocol_options: {{{OPTIONS}: {{'@type': type.googleapis.com/{OPTIONS}, explicit_http_config: {{{inner}}}}}}},"
 
 
-def bootstrap(port, bare):
+def bootstrap(port, bare, relay):
     manager = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
     router = "{name: router, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}"
 
@@ -264,10 +290,13 @@ static_resources:
               - {{match: {{prefix: /test.Shapes/}}, route: {{cluster: grpc, timeout: 0s, max_stream_duration: {{grpc_timeout_header_max: 0s}}}}}}
               - {{match: {{prefix: /}}, route: {{cluster: http1, timeout: 20s}}}}''')}{listener("bare", bare, "stream_idle_timeout: 60s", '''
               - {match: {path: /ws}, route: {cluster: http1, upgrade_configs: [{upgrade_type: websocket}]}}
+              - {match: {prefix: /}, route: {cluster: http1}}''')}{listener("relay", relay, "proxy_100_continue: true", '''
+              - {match: {path: /leave, headers: [{name: over, string_match: {exact: http2}}]}, route: {cluster: http2}}
               - {match: {prefix: /}, route: {cluster: http1}}''')}
   clusters:
   - {cluster("http1", http_server.port, options("http_protocol_options: {enable_trailers: true}"))}
   - {cluster("tcp", tcp_server.port)}
+  - {cluster("http2", http2_server.port, options("http2_protocol_options: {}"))}
   - {cluster("grpc", grpc_server.port, options("http2_protocol_options: {}"))}
 """
 
@@ -406,6 +435,27 @@ def interim(who, full, bare):
     check(code == 200 and stream.take(2) == b"ok", f"{who}: an interim answer is not the answer")
 
 
+def relayed(who, relay):
+    """The program's own interim answers reach the client, over whichever version of HTTP on either side."""
+    for over, expect in [(over, expect) for over in ("http1", "http2") for expect in (True, False)]:
+        wanted = (100, None) if expect else (103, "</a.css>")
+        asked = "expect: 100-continue\r\n" if expect else ""
+        stream = ask(relay, f"POST /leave HTTP/1.1\r\nhost: a\r\nover: {over}\r\n{asked}content-length: 3\r\n\r\n")
+        code, headers = status(stream)
+        check((code, one(headers, "link")) == wanted, f"{who}: {code} passes, HTTP/1 to {over}")
+        stream.socket.sendall(b"abc")
+        check(status(stream)[0] == 200, f"{who}: and the answer follows")
+        stream.socket.close()
+        stream = H2(relay, head("POST", "/leave", over=over, **({"expect": "100-continue"} if expect else {})), False)
+        kinds = (h2.events.InformationalResponseReceived, h2.events.ResponseReceived, h2.events.StreamReset)
+        headers = stream.wait(*kinds).headers
+        check((int(one(headers, ":status")), one(headers, "link")) == wanted, f"{who}: {code} passes, HTTP/2 to {over}")
+        stream.send(b"abc", end=True)
+        check(one(stream.wait(*kinds).headers, ":status") == "200", f"{who}: and the answer follows")
+        check(stream.wait(h2.events.DataReceived, h2.events.StreamReset).data == b"got abc", f"{who}: with its body")
+        stream.socket.close()
+
+
 def old(who, full, bare):
     stream = ask(full, "GET / HTTP/1.0\r\nhost: a\r\n\r\n")
     code, headers = status(stream)
@@ -497,13 +547,14 @@ def deadline(who, full, bare):
 
 
 def run(who, command):
-    full, bare = free_port(), free_port()
+    full, bare, relay = free_port(), free_port(), free_port()
     file = WORK / f"{who}.yaml"
-    file.write_text(bootstrap(full, bare))
+    file.write_text(bootstrap(full, bare, relay))
     program = Program(who, *command, "-c", file, "--concurrency", "1")
     until(lambda: connect(bare).close() or True, f"{who} listens: {program.text()}", 30)
     for part in (upgrades, connects, extended, trailers, interim, old, bodies, shapes, deadline):
         part(who, full, bare)
+    relayed(who, relay)
     program.stop()
 
 

@@ -1,6 +1,6 @@
 //! The data plane: an Envoy-compatible proxy made of plain async functions, one worker per core.
 //!
-//! Read it in the order of a request: `door` (accept, detect), `tls`, `http` (the exchange), `h1` (its HTTP/1), `upstream`
+//! Read it in the order of a request: `door` (accept, detect), `tls`, `http` (the exchange), `h1` and `h2` (its protocols), `upstream`
 //! (pick, reach), `report`.
 
 #![cfg_attr(
@@ -12,6 +12,7 @@ pub mod admin;
 pub mod config;
 pub mod door;
 pub mod h1;
+pub mod h2;
 pub mod handover;
 pub mod house;
 pub mod http;

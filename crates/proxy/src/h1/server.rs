@@ -1,12 +1,11 @@
 //! The client's side: requests one after the other, each answered before the next is read.
 
 use std::cell::{Cell, RefCell};
-use std::fmt::Write as _;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use engine::framing::Length;
@@ -22,7 +21,8 @@ use super::encode::{self, Encoder, Stopped, poll_pump};
 use super::head::{self, Limits, RequestHead, Scan};
 use super::wire::{self, Wire};
 use crate::http::body::Incoming;
-use crate::http::exchange;
+use crate::http::date;
+use crate::http::exchange::{Channels, exchange};
 use crate::http::malformed::Unread;
 use crate::http::respond::DownBody;
 use crate::http::serve::HttpConnection;
@@ -194,12 +194,15 @@ impl Conn {
             Length::Chunked => Decoder::chunked(self.limits),
         };
         let asked = Asked { method: method.clone(), version, keep };
-        let (hand, side) = if headers.contains_key(header::UPGRADE) || method == Method::CONNECT {
+        let (hand, upgrade) = if headers.contains_key(header::UPGRADE) || method == Method::CONNECT {
             let (hand, side) = oneshot::channel();
             (Some(hand), Some(Side::Coming(side)))
         } else {
             (None, None)
         };
+        // Clients of HTTP/1.0 know no interim answers.
+        let relays = shared.manager.relay_interim && version == Version::HTTP_11;
+        let channels = Channels { upgrade, interim: relays.then(|| Rc::clone(&shared.interim)) };
         let body = Body { conn: Rc::clone(self), shared: Rc::clone(shared), number: self.number.get() };
         let mut request = Request::new(Incoming::Request(body));
         *request.method_mut() = method;
@@ -207,7 +210,7 @@ impl Conn {
         *request.version_mut() = version;
         *request.headers_mut() = headers;
         let response = {
-            let mut exchange = pin!(exchange::exchange(shared, request, side));
+            let mut exchange = pin!(exchange(shared, request, channels));
             let answered = poll_fn(|cx| match exchange.as_mut().poll(cx) {
                 Poll::Ready(response) => Poll::Ready(Ok(response)),
                 Poll::Pending => match self.poll_interim(cx, shared) {
@@ -343,7 +346,7 @@ impl Conn {
         encode::status_line(output, asked.version, parts.status);
         encode::headers(output, &parts.headers, case, |name| !tunnel && *name == header::CONNECTION);
         if !parts.headers.contains_key(header::DATE) {
-            encode::line(output, &header::DATE, date().as_bytes(), case);
+            date::with(|date| encode::line(output, &header::DATE, date.as_bytes(), case));
         }
         let bare = asked.method == Method::HEAD
             || parts.status == StatusCode::NOT_MODIFIED
@@ -421,7 +424,7 @@ impl Conn {
             let output = wire.output();
             encode::status_line(output, Version::HTTP_11, status);
             encode::headers(output, &headers, case, |_| false);
-            encode::line(output, &header::DATE, date().as_bytes(), case);
+            date::with(|date| encode::line(output, &header::DATE, date.as_bytes(), case));
             encode::content_length(output, body.len() as u64, case);
             output.extend_from_slice(b"\r\n");
             output.extend_from_slice(&body);
@@ -492,50 +495,5 @@ impl http_body::Body for Body {
             Decoder::Length(length) => SizeHint::with_exact(*length),
             _ => SizeHint::default(),
         }
-    }
-}
-
-/// The time of day as the `date` header tells it, written once a second.
-fn date() -> DateText {
-    thread_local! {
-        static LAST: Cell<(u64, DateText)> = const { Cell::new((0, DateText([0; 29]))) };
-    }
-    let now = SystemTime::now();
-    let second = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let (of, text) = LAST.get();
-    if of == second {
-        return text;
-    }
-    let mut text = DateText([b' '; 29]);
-    let _ = write!(text.writer(), "{}", httpdate::HttpDate::from(now));
-    LAST.set((second, text));
-    text
-}
-
-/// `Sun, 06 Nov 1994 08:49:37 GMT`.
-#[derive(Clone, Copy)]
-struct DateText([u8; 29]);
-
-impl DateText {
-    fn writer(&mut self) -> impl std::fmt::Write + '_ {
-        struct To<'a>(&'a mut [u8]);
-        impl std::fmt::Write for To<'_> {
-            fn write_str(&mut self, text: &str) -> std::fmt::Result {
-                let (here, rest) =
-                    std::mem::take(&mut self.0).split_at_mut_checked(text.len()).ok_or(std::fmt::Error)?;
-                here.copy_from_slice(text.as_bytes());
-                self.0 = rest;
-                Ok(())
-            }
-        }
-        To(&mut self.0)
-    }
-}
-
-impl std::ops::Deref for DateText {
-    type Target = str;
-
-    fn deref(&self) -> &str {
-        std::str::from_utf8(&self.0).unwrap_or_default()
     }
 }

@@ -122,7 +122,7 @@ pub fn canonical(client: Client<'_>, parts: request::Parts, dice: &mut Dice) -> 
     let mut upgrade = hop_by_hop(manager, version, seen, &mut headers);
     if method == Method::CONNECT {
         upgrade = Some(CONNECT.to_owned());
-        if let Some(protocol) = extensions.remove::<hyper::ext::Protocol>() {
+        if let Some(protocol) = extensions.remove::<h2::ext::Protocol>() {
             // Extended CONNECT (RFC 8441) is what an upgrade is in HTTP/2: a request like any other, with a path.
             upgrade = Some(protocol.as_str().to_ascii_lowercase());
             method = Method::GET;

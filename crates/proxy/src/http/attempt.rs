@@ -15,7 +15,7 @@ use engine::retry::{self, Next, Retries, RetryPolicy, Why};
 use engine::routes::{ForwardAction, Priority};
 use engine::{Discovery, Endpoint, Forward, balance, outlier, shape};
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, Uri, Version, header};
+use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, Uri, Version};
 use tokio::time::{Instant, sleep};
 
 use super::alarm::Alarm;
@@ -25,6 +25,7 @@ use super::exchange::{Exchange, millis, number};
 use super::interim::Interim;
 use super::text::Text;
 use crate::h1;
+use crate::h2::client::Unanswered;
 use crate::report::party::Own;
 use crate::upstream::failure::{Failure, Kind};
 use crate::upstream::pool::{H1, Link, Stream as H2Stream};
@@ -126,12 +127,9 @@ impl Letter {
         match &way.via {
             Via::H1(h1) => Some(self.send_h1(h1, headers, more, body).await),
             Via::H2(stream) => {
-                if headers.contains_key(header::EXPECT) {
-                    // The endpoint's leave to send would not be seen.
-                    more.interim.into_iter().for_each(Interim::give_leave);
-                }
-                let request = self.request(headers, more, body)?;
-                Some(send_h2(stream, request).await)
+                let interim = more.interim;
+                let request = self.request(headers, more)?;
+                Some(send_h2(stream, request, body, interim).await)
             }
         }
     }
@@ -158,8 +156,8 @@ impl Letter {
     }
 
     /// The request over HTTP/2.
-    fn request(&self, headers: &HeaderMap, more: More<'_>, body: UpBody) -> Option<Request<UpBody>> {
-        let mut request = Request::new(body);
+    fn request(&self, headers: &HeaderMap, more: More<'_>) -> Option<Request<()>> {
+        let mut request = Request::new(());
         *request.method_mut() = self.method.clone();
         *request.headers_mut() = headers.clone();
         if let Some(id) = request.headers_mut().get_mut(X_REQUEST_ID) {
@@ -170,7 +168,7 @@ impl Letter {
         *request.uri_mut() = self.uri(more.host)?;
         if let Some(upgrade) = self.upgrade.as_deref().filter(|_| self.method != Method::CONNECT) {
             *request.method_mut() = Method::CONNECT;
-            request.extensions_mut().insert(hyper::ext::Protocol::from(upgrade));
+            request.extensions_mut().insert(h2::ext::Protocol::from(upgrade));
         }
         if let Some(attempt) = more.attempt {
             request.headers_mut().insert(ATTEMPT_COUNT, number(u64::from(attempt)));
@@ -343,7 +341,7 @@ impl Exchange {
             self.note_link(&way);
             // Only a mesh peer is told who this workload is.
             let own = way.via.link().mtls.then(|| &worker.tally.tower().own);
-            let interim = self.relays_interim().then_some(&self.shared.interim);
+            let interim = self.interim.as_deref();
             let more = More { host, attempt: count, own, interim };
             let sending = letter.send(&self.record.request_headers, &way, more, body);
             let Some(sent) = limited(sending, limits, clock).await? else { return Err(Kind::Protocol.into()) };
@@ -478,13 +476,11 @@ pub(super) enum Sent {
     Failed(Failure),
 }
 
-async fn send_h2(stream: &H2Stream, request: Request<UpBody>) -> Sent {
-    match stream.sender().try_send_request(request).await {
+async fn send_h2(stream: &H2Stream, request: Request<()>, body: UpBody, interim: Option<&Interim>) -> Sent {
+    match stream.sender().send(request, body, interim).await {
         Ok(response) => Sent::Answered(response.map(Incoming::Http2)),
-        Err(mut error) => match error.take_message() {
-            Some(request) => Sent::Returned(Some(request.into_body())),
-            None => Sent::Failed(failure_of(error.error())),
-        },
+        Err(Unanswered::Unsent(body)) => Sent::Returned(Some(body)),
+        Err(Unanswered::Failed(error)) => Sent::Failed(failure_of(&error)),
     }
 }
 
@@ -494,19 +490,16 @@ fn failure_of_h1(fault: h1::Fault) -> Failure {
     Failure { kind, transport: Some(fault.to_string().into()) }
 }
 
-/// What hyper's error means.
-fn failure_of(error: &hyper::Error) -> Failure {
-    let kind = if error.is_parse() || error.is_parse_status() || error.is_parse_too_large() {
-        Kind::Protocol
-    } else {
-        let h2 = std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
-        match h2 {
-            Some(h2) if h2.reason() == Some(h2::Reason::REFUSED_STREAM) => Kind::RefusedStream,
-            Some(h2) if h2.is_reset() => Kind::RemoteReset,
-            // The server had said which streams it would still serve; this is not one of them.
-            Some(h2) if h2.is_go_away() && h2.reason() == Some(h2::Reason::NO_ERROR) => Kind::RefusedStream,
-            _ => Kind::Termination,
-        }
+/// What an error of an HTTP/2 stream or connection means.
+fn failure_of(error: &h2::Error) -> Failure {
+    let kind = match error.reason() {
+        Some(h2::Reason::REFUSED_STREAM) => Kind::RefusedStream,
+        _ if error.is_reset() => Kind::RemoteReset,
+        // The server had said which streams it would still serve; this is not one of them.
+        Some(h2::Reason::NO_ERROR) if error.is_go_away() => Kind::RefusedStream,
+        // This side gave it up for what the server sent.
+        Some(h2::Reason::ENHANCE_YOUR_CALM) if !error.is_go_away() => Kind::Protocol,
+        _ => Kind::Termination,
     };
     Failure { kind, transport: Some(error.to_string().into()) }
 }

@@ -12,15 +12,15 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
 
 use super::queue::Queue;
-use crate::h1;
 use crate::report::messages::Messages;
+use crate::{h1, h2};
 
 /// Why a body ended before its end.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
-    /// The peer broke off.
+    /// The peer broke off, over HTTP/2.
     #[error("{0}")]
-    Peer(#[from] hyper::Error),
+    Http2(#[from] ::h2::Error),
     /// The peer broke off, over HTTP/1.
     #[error("{0}")]
     Http1(#[from] h1::Fault),
@@ -51,7 +51,7 @@ pub enum BodyError {
 #[derive(Debug)]
 pub enum Incoming {
     /// Over HTTP/2.
-    Http2(hyper::body::Incoming),
+    Http2(h2::body::Body),
     /// A request's, over HTTP/1.
     Request(h1::server::Body),
     /// An answer's, over HTTP/1.
@@ -59,10 +59,20 @@ pub enum Incoming {
 }
 
 impl Incoming {
+    /// The stream of an answered CONNECT over HTTP/2 as bytes; nothing comes as a body then.
+    pub fn take_tunnel(&mut self) -> Option<h2::tunnel::Tunnel> {
+        match self {
+            Self::Http2(body) => body.take_tunnel(),
+            Self::Request(_) | Self::Response(_) => None,
+        }
+    }
+
     /// Goes on sending the request's body, where this answer's cannot be passed on at the moment.
     pub fn drive_upload(&self, cx: &mut Context<'_>) {
-        if let Self::Response(body) = self {
-            body.drive_upload(cx);
+        match self {
+            Self::Http2(body) => body.drive_upload(cx),
+            Self::Response(body) => body.drive_upload(cx),
+            Self::Request(_) => {}
         }
     }
 }

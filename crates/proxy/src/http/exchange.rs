@@ -18,6 +18,7 @@ use tokio::time::{Instant, sleep};
 use super::arrive::{self, Head};
 use super::attempt::{Clock, Letter};
 use super::body::{Incoming, SharedSource, Source};
+use super::interim::Interim;
 use super::respond::DownBody;
 use super::seen::Seen;
 use super::serve::HttpConnection;
@@ -43,15 +44,27 @@ pub struct Exchange {
     pub slot: Option<Slot>,
     /// The endpoint that works on it.
     pub busy: Option<Busy>,
+    /// See [`Channels::interim`].
+    pub interim: Option<Rc<Interim>>,
 }
 
-/// Serves one request. `upgrade` is the client's end of a tunnel, should one come of it.
+/// The ways to the client beside the answer.
+#[derive(Debug, Default)]
+pub struct Channels {
+    /// The client's end of a tunnel, should one come of the request.
+    pub upgrade: Option<Side>,
+    /// Where interim answers are left for it; `None`: they end here.
+    pub interim: Option<Rc<Interim>>,
+}
+
+/// Serves one request.
 pub async fn exchange(
     shared: &Rc<HttpConnection>,
     request: Request<Incoming>,
-    upgrade: Option<Side>,
+    channels: Channels,
 ) -> Response<DownBody> {
-    let mut exchange = Exchange::begin(shared, &request);
+    let Channels { upgrade, interim } = channels;
+    let mut exchange = Exchange::begin(shared, &request, interim);
     if shared.worker.shared.overload.sheds_request(|| shared.worker.chance()) {
         return exchange.shed();
     }
@@ -104,7 +117,7 @@ pub async fn exchange(
 }
 
 impl Exchange {
-    fn begin(shared: &Rc<HttpConnection>, request: &Request<Incoming>) -> Box<Self> {
+    fn begin(shared: &Rc<HttpConnection>, request: &Request<Incoming>, interim: Option<Rc<Interim>>) -> Box<Self> {
         shared.active.set(shared.active.get() + 1);
         if let Some(cells) = shared.site.as_ref().and_then(|site| site.http.as_ref()) {
             cells.downstream_rq_active.inc();
@@ -127,6 +140,7 @@ impl Exchange {
             now: began,
             slot: None,
             busy: None,
+            interim,
         })
     }
 
@@ -312,7 +326,9 @@ impl Drop for Exchange {
         shared.active.set(shared.active.get().saturating_sub(1));
         shared.served.set(shared.served.get().saturating_add(1));
         shared.quiet_since.set(now);
-        shared.interim.clear();
+        if let Some(interim) = &self.interim {
+            interim.clear();
+        }
         if let Some(cells) = shared.site.as_ref().and_then(|site| site.http.as_ref()) {
             cells.downstream_rq_active.dec();
         }

@@ -1,8 +1,6 @@
 //! Requests that are none: what the codec refuses, and heads that do not come in time. They are answered, counted and logged like
 //! any other.
 
-use std::error::Error;
-use std::io;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -65,7 +63,7 @@ impl Unread {
 }
 
 /// Reports an HTTP/2 connection that was ended because of what its client sent. Nothing was answered.
-pub fn report_h2(shared: &HttpConnection, error: &hyper::Error) {
+pub fn report_h2(shared: &HttpConnection, error: &h2::Error) {
     if let Some(details) = fault_of(error) {
         finish(shared, &record(shared, Flags::DOWNSTREAM_PROTOCOL_ERROR, &details, Instant::now()));
     }
@@ -92,19 +90,11 @@ fn finish(shared: &HttpConnection, record: &Record) {
 }
 
 /// What a client did to have its connection ended; `None`: it did nothing wrong, or went away.
-fn fault_of(error: &hyper::Error) -> Option<String> {
-    let mut cause: Option<&(dyn Error + 'static)> = error.source();
-    while let Some(error) = cause {
-        if let Some(h2) = error.downcast_ref::<h2::Error>()
-            && h2.is_library()
-        {
-            return h2.reason().map(|reason| format!("http2.codec_error{{{reason:?}}}"));
-        }
-        // h2 keeps of an error below it what it says.
-        if error.downcast_ref::<io::Error>().is_some_and(|error| error.to_string() == Flood.to_string()) {
-            return Some("http2.inbound_control_frames_flood".to_owned());
-        }
-        cause = error.source();
+fn fault_of(error: &h2::Error) -> Option<String> {
+    if error.is_library() {
+        return error.reason().map(|reason| format!("http2.codec_error{{{reason:?}}}"));
     }
-    None
+    // h2 keeps of an error below it what it says.
+    let flood = error.get_io().is_some_and(|error| error.to_string() == Flood.to_string());
+    flood.then(|| "http2.inbound_control_frames_flood".to_owned())
 }

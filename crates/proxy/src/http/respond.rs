@@ -17,7 +17,6 @@ use super::attempt::{Answer, Clock};
 use super::body::{BodyError, Incoming};
 use super::exchange::{Exchange, millis, number};
 use super::seen::Seen;
-use super::stalled;
 use super::tunnel::{self, Side};
 use crate::report::record::PeerMetadata;
 use crate::upstream::failure::Kind;
@@ -57,13 +56,13 @@ impl Exchange {
     /// Passes the upstream's answer on.
     pub(super) fn respond(mut self: Box<Self>, answer: Answer, upgrade: Option<(Side, String)>) -> Response<DownBody> {
         let Answer { response, way, clock } = answer;
-        let (mut parts, body) = response.into_parts();
+        let (mut parts, mut body) = response.into_parts();
         if let Some(source) = &self.source {
             // No further attempt will be made: what is still to come needs not be remembered.
             source.borrow_mut().forget();
         }
         let connect = self.record.method == Some(Method::CONNECT);
-        let tunnel = tunnel::begin(&mut parts, &way, upgrade, connect);
+        let tunnel = tunnel::begin(&mut parts, &mut body, &way, upgrade, connect);
         if tunnel.is_none() && parts.status == StatusCode::SWITCHING_PROTOCOLS {
             // Nobody asked for another protocol: what follows would be bytes of no request.
             return self.fail(&Kind::Protocol.into());
@@ -86,7 +85,6 @@ impl Exchange {
         if let Some(tunnel) = tunnel {
             return tunnel::run(self, parts, tunnel, way, &clock);
         }
-        stalled::limit([clock.idle, clock.try_idle].into_iter().flatten().min());
         let coming = Coming { body, way: Some(way), clock, last: self.now, waited: false };
         let mut body = DownBody { from: From::Upstream(Box::new(coming)), exchange: Some(self) };
         if body.is_end_stream() {
@@ -215,6 +213,14 @@ impl DownBody {
         }
     }
 
+    /// How long the client may take nothing of it.
+    pub fn still_limit(&self) -> Option<std::time::Duration> {
+        match &self.from {
+            From::Upstream(coming) => [coming.clock.idle, coming.clock.try_idle].into_iter().flatten().min(),
+            From::Local(_) => None,
+        }
+    }
+
     /// Bytes at hand, of no exchange.
     pub(super) fn local(bytes: Bytes) -> Self {
         Self { from: From::Local(bytes), exchange: None }
@@ -312,7 +318,6 @@ impl Body for DownBody {
             }
             From::Upstream(coming) => coming,
         };
-        stalled::moved();
         match Pin::new(&mut coming.body).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 coming.waited = false;
@@ -366,7 +371,7 @@ impl Body for DownBody {
     }
 }
 
-/// hyper does not ask for the end of a body whose length it knows: dropped at its end, it is complete.
+/// Nobody asks for the end of a body whose length is known: dropped at its end, it is complete.
 impl Drop for DownBody {
     fn drop(&mut self) {
         if self.exchange.is_some() && self.is_end_stream() {

@@ -1,7 +1,6 @@
 //! The server side of one HTTP connection: which version, which limits, when it ends.
 
 use std::cell::{Cell, RefCell};
-use std::convert::Infallible;
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -10,33 +9,24 @@ use std::time::Duration;
 
 use engine::HttpManager;
 use engine::http_manager::Codec;
-use http::{HeaderValue, Request, Response};
-use hyper::body::Incoming;
-use hyper::server::conn::http2;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use http::HeaderValue;
 use telemetry::registry::HttpCells;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use super::alarm::Alarm;
 use super::arrive::Client;
-use super::body::Incoming as Coming;
 use super::interim::Interim;
-use super::respond::DownBody;
-use super::stalled::Streams;
 use super::text::Text;
-use super::tunnel::Side;
-use super::{arrive, exchange, malformed};
+use super::{arrive, malformed};
 use crate::door::connection::Connection;
 use crate::door::preface;
-use crate::h1;
 use crate::net::frames::Frames;
 use crate::net::stream::{Ahead, Stream, Writes};
 use crate::report::Site;
 use crate::report::record::{Downstream, PeerMetadata, Wants};
-use crate::upstream::reach::SEND_BUFFER;
 use crate::worker::Worker;
+use crate::{h1, h2};
 
 /// Between two looks at a connection's own limits.
 const LOOK: Duration = Duration::from_secs(5);
@@ -46,8 +36,6 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(600);
 const LAST_PATIENCE: Duration = Duration::from_millis(300);
 /// The shortest time between two looks.
 const SHORT_LOOK: Duration = Duration::from_millis(50);
-/// Streams that a client may reset before the connection counts as hostile.
-const MAX_RESETS: usize = 100;
 
 /// What all exchanges of one connection share.
 pub struct HttpConnection {
@@ -76,7 +64,7 @@ pub struct HttpConnection {
     /// A head is under way (HTTP/1).
     pub reading: Cell<bool>,
     /// Interim answers that are to be passed on (HTTP/1).
-    pub interim: Interim,
+    pub interim: Rc<Interim>,
     /// How writing to the client goes.
     pub writes: Arc<Writes>,
     /// The chain drains: answers say so.
@@ -105,7 +93,7 @@ pub async fn run(worker: &Rc<Worker>, connection: Connection, manager: Arc<HttpM
         served: Cell::new(0),
         quiet_since: Cell::new(Instant::now()),
         reading: Cell::new(false),
-        interim: Interim::default(),
+        interim: Rc::default(),
         writes: stream.writes(),
         draining: Cell::new(false),
         alarm: Rc::default(),
@@ -114,15 +102,8 @@ pub async fn run(worker: &Rc<Worker>, connection: Connection, manager: Arc<HttpM
     let counted = Counted::begin(&shared);
     let guarded = Guarded { shared: &shared, blocked_since: None };
     if h2 {
-        let handle = {
-            let shared = Rc::clone(&shared);
-            // On the heap: hyper and the runtime move a stream's future about, and copies of an exchange are not cheap.
-            move |request: Request<Incoming>| Box::pin(answer(Rc::clone(&shared), request))
-        };
-        let serving = h2_builder(&shared.manager).serve_connection(TokioIo::new(stream), service_fn(handle));
-        let guarded =
-            async { guarded.run(pin!(serving), connection.drain, http2::Connection::graceful_shutdown).await };
-        let ended = Box::pin(guarded).await;
+        let mut serving = pin!(h2::server::serve(Rc::clone(&shared), stream));
+        let ended = guarded.run(serving.as_mut(), connection.drain, h2::server::Serving::graceful_shutdown).await;
         counted.end_h2(ended.and_then(Result::err).as_ref());
     } else {
         let (stream, ahead) = stream.into_parts();
@@ -187,7 +168,7 @@ impl<'a> Counted<'a> {
     }
 
     /// The same for HTTP/2.
-    fn end_h2(self, error: Option<&hyper::Error>) {
+    fn end_h2(self, error: Option<&::h2::Error>) {
         let Some(error) = error else { return };
         malformed::report_h2(self.shared, error);
         let remote = self.shared.downstream.facts.remote;
@@ -216,19 +197,6 @@ impl Drop for Counted<'_> {
     }
 }
 
-async fn answer(shared: Rc<HttpConnection>, request: Request<Incoming>) -> Result<Response<DownBody>, Infallible> {
-    shared.writes.head_served(head_size(&request));
-    let mut request = request.map(Coming::Http2);
-    let upgrade = request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>().map(Side::Http2);
-    Ok(exchange::exchange(&shared, request, upgrade).await)
-}
-
-/// Bytes of what a head says; a long one may be so by its path alone.
-fn head_size<B>(request: &Request<B>) -> usize {
-    let path = request.uri().path_and_query().map_or(0, |path| path.as_str().len());
-    request.headers().iter().fold(path, |size, (name, value)| size + name.as_str().len() + value.len())
-}
-
 /// HTTP/2 or HTTP/1, by the chain's codec, ALPN, or the first bytes.
 async fn which(manager: &HttpManager, connection: &Connection, stream: Stream) -> Option<(bool, Ahead)> {
     match manager.codec {
@@ -253,28 +221,6 @@ async fn which(manager: &HttpManager, connection: &Connection, stream: Stream) -
     }
     let h2 = preface::is_h2(ahead.bytes()) == Some(true);
     Some((h2, ahead))
-}
-
-fn h2_builder(manager: &HttpManager) -> http2::Builder<Streams> {
-    let options = &manager.http2;
-    let mut builder = http2::Builder::new(Streams);
-    builder
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(options.max_concurrent_streams)
-        .initial_stream_window_size(options.stream_window)
-        .initial_connection_window_size(options.connection_window)
-        .max_frame_size(16 << 10)
-        .max_send_buf_size(SEND_BUFFER)
-        .max_header_list_size(manager.max_request_headers_bytes)
-        .max_pending_accept_reset_streams(MAX_RESETS)
-        .max_local_error_reset_streams(MAX_RESETS);
-    if options.allow_connect {
-        builder.enable_connect_protocol();
-    }
-    if let Some((interval, limit)) = options.keepalive {
-        builder.keep_alive_interval(interval).keep_alive_timeout(limit);
-    }
-    builder
 }
 
 /// A connection under its limits: idle time, time for a head, its whole life, drain.
@@ -428,16 +374,5 @@ impl Ending {
             Self::Asked { until } => soon.min((*until).max(now + SHORT_LOOK)),
             Self::Shut { at } => soon.min((*at).max(now + SHORT_LOOK)),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_long_path_is_a_long_head() {
-        let request = Request::builder().uri(format!("/{}", "a".repeat(8191))).header("b", "cd").body(()).unwrap();
-        assert_eq!(head_size(&request), 8195);
     }
 }

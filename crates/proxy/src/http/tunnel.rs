@@ -8,15 +8,15 @@ use engine::circuit::{self, Resource};
 use engine::reply::Flags;
 use engine::routes::Priority;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header, response};
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 
 use super::arrive::CONNECT;
 use super::attempt::{Clock, Limits, limited};
+use super::body::Incoming;
 use super::exchange::Exchange;
 use super::respond::{DownBody, via_upstream};
+use crate::h2;
 use crate::net::relay::{End, Moved, relay};
 use crate::net::stream::{Ahead, Stream};
 use crate::upstream::failure::{Failure, Kind};
@@ -25,8 +25,8 @@ use crate::upstream::reach::{Via, Way, connect_endpoint};
 /// The client's end of a tunnel to come.
 #[derive(Debug)]
 pub enum Side {
-    /// An HTTP/2 stream.
-    Http2(OnUpgrade),
+    /// An HTTP/2 stream, handed over when its answer is written.
+    Http2(oneshot::Receiver<h2::tunnel::Tunnel>),
     /// An HTTP/1 connection, handed over when its answer is written; with what was read of it already.
     Coming(oneshot::Receiver<(Stream, BytesMut)>),
 }
@@ -36,7 +36,7 @@ enum Server {
     /// A connection, and what was read of it already.
     Bytes(Ahead),
     /// An HTTP/2 stream.
-    Http2(OnUpgrade),
+    Http2(h2::tunnel::Tunnel),
 }
 
 /// Both ends of an upgrade that was agreed.
@@ -48,7 +48,13 @@ pub struct Tunnel {
 /// The tunnel that this answer begins, if it does: `101` to an upgrade, any success to CONNECT, and to extended CONNECT
 /// (RFC 8441), which is what an upgrade is in HTTP/2. The answer becomes what the client's protocol has for it. `client` is the
 /// client's side and the upgrade's name; `connect`: the client asked by CONNECT.
-pub fn begin(parts: &mut response::Parts, way: &Way, client: Option<(Side, String)>, connect: bool) -> Option<Tunnel> {
+pub fn begin(
+    parts: &mut response::Parts,
+    body: &mut Incoming,
+    way: &Way,
+    client: Option<(Side, String)>,
+    connect: bool,
+) -> Option<Tunnel> {
     let (client, name) = client?;
     let switched = parts.status == StatusCode::SWITCHING_PROTOCOLS;
     // To an upgrade of HTTP/1 a success is an answer like any other: nothing was agreed.
@@ -61,7 +67,7 @@ pub fn begin(parts: &mut response::Parts, way: &Way, client: Option<(Side, Strin
     }
     let server = match &way.via {
         Via::H1(h1) => h1.client.take_stream().map(|(stream, ahead)| Server::Bytes(Ahead::of(stream, ahead)))?,
-        Via::H2(_) => parts.extensions.remove::<OnUpgrade>().map(Server::Http2)?,
+        Via::H2(_) => body.take_tunnel().map(Server::Http2)?,
     };
     if connect && switched {
         parts.status = StatusCode::OK;
@@ -86,10 +92,7 @@ pub fn run(
     tokio::task::spawn_local(async move {
         match server {
             Server::Bytes(server) => carry(exchange, client, server, idle).await,
-            Server::Http2(server) => {
-                let Ok(server) = server.await else { return };
-                carry(exchange, client, TokioIo::new(server), idle).await;
-            }
+            Server::Http2(server) => carry(exchange, client, server, idle).await,
         }
         // Until here the connection counts as open.
         drop(way);
@@ -143,8 +146,8 @@ where
     let moved = Moved::default();
     let end = match client {
         Side::Http2(client) => {
-            let Ok(client) = client.await else { return };
-            relay(&mut TokioIo::new(client), &mut server, idle, &moved).await
+            let Ok(mut client) = client.await else { return };
+            relay(&mut client, &mut server, idle, &moved).await
         }
         Side::Coming(client) => {
             let Ok((stream, ahead)) = client.await else { return };

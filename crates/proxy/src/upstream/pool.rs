@@ -8,13 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hashbrown::HashMap;
-use hyper::client::conn::http2;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use super::failure::Failure;
 use crate::h1::client::Client;
-use crate::http::body::UpBody;
+use crate::h2::client::Sender;
 use crate::net::dial::Target;
 
 /// What makes two connections exchangeable.
@@ -120,7 +119,7 @@ pub struct H1 {
 /// An HTTP/2 connection.
 #[derive(Debug)]
 pub struct H2 {
-    sender: http2::SendRequest<UpBody>,
+    sender: Sender,
     link: Rc<Link>,
     active: Cell<u32>,
     served: Cell<u32>,
@@ -135,9 +134,9 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Sends the request.
-    pub fn sender(&self) -> http2::SendRequest<UpBody> {
-        self.h2.sender.clone()
+    /// What sends its request.
+    pub fn sender(&self) -> &Sender {
+        &self.h2.sender
     }
 
     /// What is known about the connection.
@@ -154,9 +153,7 @@ impl Drop for Stream {
 
 impl H2 {
     fn has_room(&self) -> bool {
-        !self.sender.is_closed()
-            && self.active.get() < self.most_streams
-            && self.most_requests.is_none_or(|most| self.served.get() < most)
+        self.active.get() < self.most_streams && self.most_requests.is_none_or(|most| self.served.get() < most)
     }
 }
 
@@ -210,13 +207,7 @@ impl Pool {
     }
 
     /// Adds an HTTP/2 connection and takes its first stream.
-    pub fn add_shared(
-        &self,
-        sender: http2::SendRequest<UpBody>,
-        link: Rc<Link>,
-        most_streams: u32,
-        most_requests: Option<u32>,
-    ) -> Stream {
+    pub fn add_shared(&self, sender: Sender, link: Rc<Link>, most_streams: u32, most_requests: Option<u32>) -> Stream {
         let (active, served) = (Cell::new(1), Cell::new(1));
         let most_streams = most_streams.max(1);
         let h2 = Rc::new(H2 { sender, link, active, served, most_streams, most_requests });

@@ -1,6 +1,5 @@
 //! Reaching an endpoint: a pooled connection, or a new one within the cluster's limits.
 
-use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,14 +9,12 @@ use engine::cluster::UpstreamProtocol;
 use engine::routes::Priority;
 use engine::tls::UpstreamTls;
 use engine::{Address, Cluster, Endpoint};
-use hyper::client::conn::http2;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::lookup_host;
 
 use super::failure::{Failure, Kind};
 use super::pool::{H1, Key, Link, Pool, Stream as H2Stream};
 use crate::h1::client::Client;
-use crate::http::body::UpBody;
+use crate::h2;
 use crate::net::dial::{DialError, DialOptions, Target, Tls, dial};
 use crate::net::frames::Frames;
 use crate::net::peers;
@@ -231,24 +228,17 @@ impl Reaching<'_> {
         }
         let config = &self.want.cluster.config;
         let options = &config.http2;
-        let mut builder = http2::Builder::new(LocalSpawn);
-        builder
-            .timer(TokioTimer::new())
-            .initial_stream_window_size(options.stream_window)
-            .initial_connection_window_size(options.connection_window)
-            .header_table_size(options.hpack_table_size)
-            .max_header_list_size(MAX_RESPONSE_HEAD as u32)
-            .max_frame_size(16 << 10)
-            .max_send_buf_size(SEND_BUFFER)
-            .max_concurrent_reset_streams(100);
-        if let Some((interval, limit)) = options.keepalive {
-            builder.keep_alive_interval(interval).keep_alive_timeout(limit).keep_alive_while_idle(true);
-        }
         let Opened { stream, link, open } = opened;
         let guarded = Ahead::none(stream).guarding(Frames::of_server());
-        let (sender, connection) =
-            builder.handshake(TokioIo::new(guarded)).await.map_err(|error| handshake_failure(&error))?;
-        drive(connection, open);
+        let settings = h2::client::Options {
+            stream_window: options.stream_window,
+            connection_window: options.connection_window,
+            header_table: options.hpack_table_size,
+            most_head: MAX_RESPONSE_HEAD as u32,
+            send_buffer: SEND_BUFFER,
+            keepalive: options.keepalive,
+        };
+        let sender = h2::client::connect(guarded, settings, open).await.map_err(|error| handshake_failure(&error))?;
         let most = options.max_concurrent_streams;
         let stream = self.pool.add_shared(sender, link, most, config.max_requests_per_connection);
         Ok(self.way(Via::H2(stream), false))
@@ -379,7 +369,7 @@ fn link_of(stream: &Stream) -> Link {
     Link { local, identity, mtls }
 }
 
-fn handshake_failure(error: &hyper::Error) -> Failure {
+fn handshake_failure(error: &::h2::Error) -> Failure {
     Failure { kind: Kind::Termination, transport: Some(error.to_string().into()) }
 }
 
@@ -406,36 +396,16 @@ impl Open {
     }
 }
 
+impl Open {
+    /// Where it leads.
+    pub fn endpoint(&self) -> &Address {
+        &self.endpoint.address
+    }
+}
+
 impl Drop for Open {
     fn drop(&mut self) {
         self.endpoint.state.connections.fetch_sub(1, Ordering::Relaxed);
         self.pool.closed();
     }
 }
-
-/// Runs a connection to its end in a task of its own.
-fn drive(connection: impl Future<Output = hyper::Result<()>> + 'static, open: Open) {
-    tokio::task::spawn_local(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(endpoint = %open.endpoint.address, %error, "upstream connection ended");
-        }
-        drop(open);
-    });
-}
-
-/// hyper's executor: tasks of the worker that asks.
-#[derive(Debug, Clone, Copy)]
-pub struct LocalSpawn;
-
-impl<F> hyper::rt::Executor<F> for LocalSpawn
-where
-    F: Future<Output = ()> + 'static,
-{
-    fn execute(&self, future: F) {
-        // On the heap: the runtime moves what it is given several times.
-        tokio::task::spawn_local(Box::pin(future));
-    }
-}
-
-/// Keeps the body type in one place for the compiler's sake: hyper's senders are generic over it.
-pub type Request = http::Request<UpBody>;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::backend::Backend;
-use crate::world::{World, cluster, connect, get, http, read_reply};
+use crate::world::{HTTP2, World, cluster, connect, get, http, read_reply};
 
 /// A server that does the same to each connection, once something was read; it is told the connection's number.
 fn server(deed: impl Fn(usize, TcpStream) + Send + Sync + 'static) -> SocketAddr {
@@ -56,8 +56,6 @@ fn status(hostile: SocketAddr, more: &str) -> u16 {
     assert_eq!(get(at, "/other", "").status, 200);
     status
 }
-
-const HTTP2: &str = r#"typed_extension_protocol_options: {envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {"@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, explicit_http_config: {http2_protocol_options: {}}}},"#;
 
 #[test]
 fn informational_answers_are_passed_over_and_never_end() {

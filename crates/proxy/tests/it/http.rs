@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 
 use crate::backend::{Backend, nobody};
-use crate::world::{World, ask, cluster, connect, get, http, http_with, read_reply};
+use crate::world::{HTTP2, World, ask, cluster, connect, get, http, http_with, read_reply};
 
 #[test]
 fn a_request_goes_through_and_comes_back() {
@@ -211,10 +211,7 @@ fn http2_in_and_out() {
     let backend = Backend::start();
     let world = World::start(&http("{match: {prefix: /}, route: {cluster: c}}", &cluster("c", &[backend.address], "")));
     let inner = world.address("in");
-    let more = "typed_extension_protocol_options: {envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {\"@type\": \
-        type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, explicit_http_config: \
-        {http2_protocol_options: {}}}},";
-    let outer = World::start(&http("{match: {prefix: /}, route: {cluster: c}}", &cluster("c", &[inner], more)));
+    let outer = World::start(&http("{match: {prefix: /}, route: {cluster: c}}", &cluster("c", &[inner], HTTP2)));
     let at = outer.address("in");
     for _ in 0..3 {
         let reply = ask(at, "POST /x HTTP/1.1\r\nhost: web.test\r\ncontent-length: 5\r\n\r\nhello");

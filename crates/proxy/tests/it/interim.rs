@@ -1,12 +1,13 @@
 //! What comes before an answer, and copies of what comes before it.
 
+use std::future::Future;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc;
 use std::time::Duration;
 
 use crate::backend::Backend;
-use crate::world::{LIMIT, World, cluster, connect, http_with, read_reply};
+use crate::world::{HTTP2, LIMIT, World, cluster, connect, http_with, read_reply};
 
 const ROUTE: &str = "{match: {prefix: /}, route: {cluster: a}}";
 const HINTS: &[u8] = b"HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\nconnection: x\r\n\r\n";
@@ -82,6 +83,85 @@ fn the_program_gives_leave_to_send() {
     assert_eq!(read_reply(&mut client).status, 100);
     client.write_all(b"abc").unwrap();
     assert_eq!(read_reply(&mut client).status, 200);
+}
+
+/// An HTTP/2 server that gives so many hints before each answer.
+fn http2_server(hints: usize) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    listener.set_nonblocking(true).unwrap();
+    std::thread::spawn(move || {
+        // It ends with its connection, or is left behind by who asked.
+        let _ = block_on(async move {
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut connection = h2::server::handshake(stream).await.unwrap();
+            while let Some(Ok((_, mut respond))) = connection.accept().await {
+                for _ in 0..hints {
+                    let hint = http::Response::builder().status(103).header("link", "</a.css>").body(()).unwrap();
+                    respond.send_informational(hint).unwrap();
+                }
+                let mut send = respond.send_response(http::Response::new(()), false).unwrap();
+                send.send_data("ok".into(), true).unwrap();
+            }
+        });
+    });
+    address
+}
+
+/// What comes on one HTTP/2 stream: statuses of interim answers, the answer's, and whether each hint has its link.
+async fn statuses_over_http2(at: SocketAddr) -> (Vec<u16>, u16, bool) {
+    let stream = tokio::net::TcpStream::connect(at).await.unwrap();
+    let (client, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    let request = http::Request::get(format!("http://a:{}/", at.port())).body(()).unwrap();
+    let (mut answer, _) = client.ready().await.unwrap().send_request(request, true).unwrap();
+    let (mut interim, mut linked) = (Vec::new(), true);
+    while let Some(Ok(hint)) = std::future::poll_fn(|cx| answer.poll_informational(cx)).await {
+        interim.push(hint.status().as_u16());
+        linked &= hint.headers().get("link").is_some_and(|link| link == "</a.css>");
+    }
+    (interim, answer.await.unwrap().status().as_u16(), linked)
+}
+
+/// `None`: it took too long.
+fn block_on<F: Future>(future: F) -> Option<F::Output> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async { tokio::time::timeout(LIMIT, future).await.ok() })
+}
+
+#[test]
+fn hints_pass_over_http2_on_either_side() {
+    let hinting = server(|stream| stream.write_all(&[HINTS, HINTS, OK].concat()).unwrap());
+    let onward = world("proxy_100_continue: true,", hinting);
+    assert_eq!(block_on(statuses_over_http2(onward.address("in"))), Some((vec![103, 103], 200, true)), "to HTTP/1");
+
+    let relaying = http_with("", "proxy_100_continue: true,", ROUTE, &cluster("a", &[http2_server(2)], HTTP2));
+    let relaying = World::start(&relaying);
+    assert_eq!(block_on(statuses_over_http2(relaying.address("in"))), Some((vec![103, 103], 200, true)), "to HTTP/2");
+    let mut client = connect(relaying.address("in"));
+    client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+    let mut all = Vec::new();
+    while !all.ends_with(b"0\r\n\r\n") {
+        let mut buffer = [0; 1024];
+        let count = client.read(&mut buffer).unwrap();
+        assert!(count > 0, "{}", String::from_utf8_lossy(&all));
+        all.extend_from_slice(&buffer[..count]);
+    }
+    let hint = "HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\n\r\n";
+    let all = String::from_utf8_lossy(&all);
+    assert!(all.starts_with(&[hint, hint, "HTTP/1.1 200 OK\r\n"].concat()), "from HTTP/1 to HTTP/2: {all}");
+
+    let usual = World::start(&http_with("", "", ROUTE, &cluster("a", &[http2_server(2)], HTTP2)));
+    assert_eq!(block_on(statuses_over_http2(usual.address("in"))), Some((vec![], 200, true)), "they end at the proxy");
+}
+
+#[test]
+fn who_gives_hints_without_end_is_not_waited_for() {
+    let endless = http_with("", "proxy_100_continue: true,", ROUTE, &cluster("a", &[http2_server(5_000)], HTTP2));
+    let endless = World::start(&endless);
+    let answered = block_on(statuses_over_http2(endless.address("in")));
+    assert_eq!(answered.map(|(_, status, _)| status), Some(502));
 }
 
 #[test]

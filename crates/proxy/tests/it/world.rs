@@ -97,6 +97,9 @@ pub(crate) fn cluster(name: &str, endpoints: &[SocketAddr], more: &str) -> Strin
     )
 }
 
+/// For [`cluster`]: its endpoints speak HTTP/2.
+pub(crate) const HTTP2: &str = r#"typed_extension_protocol_options: {envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {"@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, explicit_http_config: {http2_protocol_options: {}}}},"#;
+
 /// An answer as bytes came.
 #[derive(Debug)]
 pub(crate) struct Reply {
