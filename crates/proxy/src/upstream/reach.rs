@@ -394,9 +394,7 @@ impl Open {
         endpoint.state.connections_total.fetch_add(1, Ordering::Relaxed);
         Self { pool: Rc::clone(pool), endpoint: Arc::clone(endpoint), _slot: slot }
     }
-}
 
-impl Open {
     /// Where it leads.
     pub fn endpoint(&self) -> &Address {
         &self.endpoint.address

@@ -36,6 +36,19 @@ fn world(manager: &str, server: SocketAddr) -> World {
     World::start(&http_with("", manager, ROUTE, &cluster("a", &[server], "")))
 }
 
+/// Reads until `end`: what came must be two hints with their links, and an answer.
+fn assert_two_hints_and_an_answer(client: &mut TcpStream, end: &[u8]) {
+    let mut all = Vec::new();
+    while !all.ends_with(end) {
+        let mut buffer = [0; 1024];
+        let count = client.read(&mut buffer).unwrap();
+        assert!(count > 0, "{}", String::from_utf8_lossy(&all));
+        all.extend_from_slice(&buffer[..count]);
+    }
+    let hint = b"HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\n\r\n";
+    assert!(all.starts_with(&[hint, hint, &b"HTTP/1.1 200 OK\r\n"[..]].concat()), "{}", String::from_utf8_lossy(&all));
+}
+
 #[test]
 fn hints_of_a_program_reach_the_client_where_that_is_wanted() {
     let hinting = || {
@@ -48,15 +61,7 @@ fn hints_of_a_program_reach_the_client_where_that_is_wanted() {
     let relaying = world("proxy_100_continue: true,", hinting());
     let mut client = connect(relaying.address("in"));
     client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
-    let mut all = Vec::new();
-    while !all.ends_with(b"ok") {
-        let mut buffer = [0; 1024];
-        let count = client.read(&mut buffer).unwrap();
-        assert!(count > 0, "{}", String::from_utf8_lossy(&all));
-        all.extend_from_slice(&buffer[..count]);
-    }
-    let hint = b"HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\n\r\n";
-    assert!(all.starts_with(&[hint, hint, &b"HTTP/1.1 200 OK\r\n"[..]].concat()), "{}", String::from_utf8_lossy(&all));
+    assert_two_hints_and_an_answer(&mut client, b"ok");
 
     let usual = world("", hinting());
     let mut client = connect(usual.address("in"));
@@ -141,16 +146,7 @@ fn hints_pass_over_http2_on_either_side() {
     assert_eq!(block_on(statuses_over_http2(relaying.address("in"))), Some((vec![103, 103], 200, true)), "to HTTP/2");
     let mut client = connect(relaying.address("in"));
     client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
-    let mut all = Vec::new();
-    while !all.ends_with(b"0\r\n\r\n") {
-        let mut buffer = [0; 1024];
-        let count = client.read(&mut buffer).unwrap();
-        assert!(count > 0, "{}", String::from_utf8_lossy(&all));
-        all.extend_from_slice(&buffer[..count]);
-    }
-    let hint = "HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\n\r\n";
-    let all = String::from_utf8_lossy(&all);
-    assert!(all.starts_with(&[hint, hint, "HTTP/1.1 200 OK\r\n"].concat()), "from HTTP/1 to HTTP/2: {all}");
+    assert_two_hints_and_an_answer(&mut client, b"0\r\n\r\n");
 
     let usual = World::start(&http_with("", "", ROUTE, &cluster("a", &[http2_server(2)], HTTP2)));
     assert_eq!(block_on(statuses_over_http2(usual.address("in"))), Some((vec![], 200, true)), "they end at the proxy");
