@@ -20,10 +20,10 @@ use super::wire::{self, Wire};
 use crate::http::body::UpBody;
 use crate::http::interim::Interim;
 use crate::net::stream::Stream;
-use crate::upstream::reach::Open;
+use crate::upstream::reach::{MAX_RESPONSE_HEAD, Open};
 
 /// What an upstream's head may have; beyond it the answer is a protocol error (Envoy's default of 100 header lines).
-const LIMITS: Limits = Limits { bytes: 64 * 1024, lines: 100, any_method: true };
+const LIMITS: Limits = Limits { bytes: MAX_RESPONSE_HEAD, lines: 100, any_method: true };
 
 /// A connection to an endpoint.
 #[derive(Debug)]
@@ -193,7 +193,7 @@ impl Client {
                     return Poll::Ready(Ok(read));
                 }
                 look.interim += end;
-                if look.interim > LIMITS.bytes {
+                if look.interim > MAX_RESPONSE_HEAD {
                     return Poll::Ready(Err(framing::Fault::TooLarge.into()));
                 }
                 if let Some(interim) = asked.interim {

@@ -4,44 +4,27 @@ use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
 
 use bytes::Bytes;
+use engine::http_manager::Http2Options;
 use h2::client::{Builder, Connection, ResponseFuture, SendRequest};
 use h2::{Reason, RecvStream};
 use http::{HeaderValue, Method, Request, Response, header};
 use http_body::Body as _;
 
+use super::SEND_BUFFER;
 use super::alive::Alive;
 use super::body::{Body, Upload};
 use super::pump::{Pump, Stopped};
 use crate::http::body::UpBody;
 use crate::http::interim::Interim;
 use crate::net::stream::Ahead;
-use crate::upstream::reach::Open;
+use crate::upstream::reach::{MAX_RESPONSE_HEAD, Open};
 
 /// Streams that this side has reset and whose frames are still passed over.
 const MAX_RESET_STREAMS: usize = 100;
-/// Bytes of interim answers for which one request is waited for, as over HTTP/1; and what each is beyond its headers.
-const MOST_INTERIM: usize = 64 << 10;
+/// What each interim answer counts beyond its headers.
 const INTERIM: usize = 32;
-
-/// How a connection is made.
-#[derive(Debug, Clone, Copy)]
-pub struct Options {
-    /// Bytes that the server may send ahead on a stream.
-    pub stream_window: u32,
-    /// And on all streams together.
-    pub connection_window: u32,
-    /// Bytes of the table with which it may compress headers.
-    pub header_table: u32,
-    /// Bytes of an answer's head at most.
-    pub most_head: u32,
-    /// Bytes that a stream holds of what the server does not take.
-    pub send_buffer: usize,
-    /// From one question whether it is there to the next, and for the answer.
-    pub keepalive: Option<(Duration, Duration)>,
-}
 
 /// Sends requests on one connection.
 #[derive(Debug)]
@@ -61,20 +44,19 @@ pub enum Unanswered {
 ///
 /// # Errors
 /// When the stream takes not even the first bytes.
-pub async fn connect(stream: Ahead, options: Options, open: Open) -> Result<Sender, h2::Error> {
+pub async fn connect(stream: Ahead, options: &Http2Options, open: Open) -> Result<Sender, h2::Error> {
     let mut builder = Builder::new();
     builder
         .initial_window_size(options.stream_window)
         .initial_connection_window_size(options.connection_window)
-        .header_table_size(options.header_table)
-        .max_header_list_size(options.most_head)
+        .header_table_size(options.hpack_table_size)
+        .max_header_list_size(MAX_RESPONSE_HEAD as u32)
         .max_frame_size(16 << 10)
-        .max_send_buffer_size(options.send_buffer)
+        .max_send_buffer_size(SEND_BUFFER)
         .max_concurrent_reset_streams(MAX_RESET_STREAMS)
         .enable_push(false);
     let (requests, mut connection) = builder.handshake::<_, Bytes>(stream).await?;
-    let pings = options.keepalive.and_then(|times| Some((connection.ping_pong()?, times)));
-    let alive = pings.map(|(pings, times)| Alive::new(pings, times));
+    let alive = options.keepalive.and_then(|times| Some(Alive::new(connection.ping_pong()?, times)));
     // On the heap: the runtime moves what it is given several times.
     tokio::task::spawn_local(Box::pin(drive(connection, alive, open)));
     Ok(Sender { requests: RefCell::new(requests) })
@@ -165,7 +147,7 @@ impl Asked<'_> {
             let (parts, ()) = response.into_parts();
             let bytes = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len());
             self.seen += bytes.sum::<usize>() + INTERIM;
-            if self.seen > MOST_INTERIM {
+            if self.seen > MAX_RESPONSE_HEAD {
                 return Poll::Ready(Err(Reason::ENHANCE_YOUR_CALM.into()));
             }
             interim.push(parts.status, parts.headers);

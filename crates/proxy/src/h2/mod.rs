@@ -20,8 +20,14 @@ static CONNECTION: [HeaderName; 5] = [
     HeaderName::from_static("proxy-connection"),
 ];
 
-/// Takes them away.
+/// What one stream may hold of what the peer does not take.
+const SEND_BUFFER: usize = 256 << 10;
+
+/// Takes them away. Most messages have none: one look at each name that is there, instead of one for each that might be.
 fn fit(headers: &mut HeaderMap, te: bool) {
+    if !headers.keys().any(|name| *name == header::TE || CONNECTION.contains(name)) {
+        return;
+    }
     for name in &CONNECTION {
         headers.remove(name);
     }

@@ -15,6 +15,7 @@ use http_body::Body as _;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::SEND_BUFFER;
 use super::alive::Alive;
 use super::body::{Body, Upload};
 use super::pump::Pump;
@@ -27,7 +28,6 @@ use crate::http::respond::DownBody;
 use crate::http::serve::HttpConnection;
 use crate::http::tunnel::Side;
 use crate::net::stream::Ahead;
-use crate::upstream::reach::SEND_BUFFER;
 
 /// Streams that a client may reset before they are served, and errors of streams, before the connection counts as hostile.
 const MAX_RESETS: usize = 100;
@@ -93,9 +93,8 @@ impl Future for Serving {
                     if this.closing {
                         connection.graceful_shutdown();
                     }
-                    let times = this.shared.manager.http2.keepalive;
-                    let pings = times.and_then(|times| Some((connection.ping_pong()?, times)));
-                    let alive = pings.map(|(pings, times)| Alive::new(pings, times));
+                    let keepalive = this.shared.manager.http2.keepalive;
+                    let alive = keepalive.and_then(|times| Some(Alive::new(connection.ping_pong()?, times)));
                     this.stage = Stage::Open { connection, alive };
                 }
                 Stage::Open { connection, alive } => {

@@ -23,11 +23,8 @@ use crate::shared::Shared;
 use crate::tls::server_name;
 use crate::worker::Worker;
 
-/// Most bytes of an upstream response's head; beyond it the answer is a protocol error.
-const MAX_RESPONSE_HEAD: usize = 64 * 1024;
-
-/// What one stream may hold of what the peer does not take.
-pub const SEND_BUFFER: usize = 256 << 10;
+/// Bytes of an answer's head, and of its interim answers together; beyond it the answer is a protocol error.
+pub const MAX_RESPONSE_HEAD: usize = 64 * 1024;
 
 /// A connection on which one request can be sent.
 #[derive(Debug)]
@@ -227,19 +224,11 @@ impl Reaching<'_> {
             return Ok(self.way(Via::H1(self.h1_of(opened)), false));
         }
         let config = &self.want.cluster.config;
-        let options = &config.http2;
         let Opened { stream, link, open } = opened;
         let guarded = Ahead::none(stream).guarding(Frames::of_server());
-        let settings = h2::client::Options {
-            stream_window: options.stream_window,
-            connection_window: options.connection_window,
-            header_table: options.hpack_table_size,
-            most_head: MAX_RESPONSE_HEAD as u32,
-            send_buffer: SEND_BUFFER,
-            keepalive: options.keepalive,
-        };
-        let sender = h2::client::connect(guarded, settings, open).await.map_err(|error| handshake_failure(&error))?;
-        let most = options.max_concurrent_streams;
+        let sender = h2::client::connect(guarded, &config.http2, open).await;
+        let sender = sender.map_err(|error| handshake_failure(&error))?;
+        let most = config.http2.max_concurrent_streams;
         let stream = self.pool.add_shared(sender, link, most, config.max_requests_per_connection);
         Ok(self.way(Via::H2(stream), false))
     }
