@@ -109,6 +109,8 @@ pub struct ClusterConfig {
     pub dns: DnsOptions,
     /// Where it came from and more.
     pub metadata: Metadata,
+    /// No filter says what its endpoints are offered by ALPN (Istio's metadata `istio`, `alpn_override: "false"`). Default false.
+    pub keeps_alpn: bool,
     /// Hash of the resource: equal means unchanged.
     pub version: u64,
 }

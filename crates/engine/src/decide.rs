@@ -29,7 +29,7 @@ use crate::routes::{
     VirtualHost, WeightedCluster, WeightedClusters,
 };
 
-pub use ask::{Answered, Asked, Changed, Guard, Pending, Question, Step, World};
+pub use ask::{Answered, Asked, Changed, Check, Guard, Pending, Question, Step, World};
 
 /// The answer for one request.
 #[derive(Debug)]
@@ -55,6 +55,8 @@ pub struct Decision {
     pub flags: Flags,
     /// The request as filters changed it; `None`: as it came.
     pub changed: Option<Box<Changed>>,
+    /// Where in the manager's list the filter stands that says what upstreams are offered by ALPN.
+    pub alpn: Option<usize>,
     /// What came of token filters and authorizers; `None`: there was nothing to ask.
     pub asked: Option<Box<Asked>>,
 }
@@ -98,6 +100,8 @@ pub struct Forward {
     pub max_stream_duration: Option<Duration>,
     /// Copies to make: cluster, keep the host name as it is.
     pub mirrors: Vec<Mirror>,
+    /// The filter that says what the endpoint is offered by ALPN ([`HttpManager::alpn`]); `None`: what the cluster says.
+    pub alpn: Option<usize>,
 }
 
 /// A copy to make.
@@ -147,6 +151,7 @@ pub fn begin(world: World<'_, '_>, dice: &mut Dice) -> Step {
         matched: table.and_then(|table| resolve(table, plain, world.facts, dice)),
         flags: Flags::NONE,
         changed: None,
+        alpn: None,
         asked: None,
     };
     run(world, decision, 0, Vec::new(), dice)
@@ -174,6 +179,8 @@ fn run(
                 return Step::Done(decision);
             }
             Ran::Token(effects) => ask::accept(world, &mut decision, &effects, dice),
+            Ran::Change => ask::change(world, &mut decision, filter),
+            Ran::Offer => decision.alpn = Some(at),
             Ran::Ask(question) => return Step::Ask(Box::new(Pending { question, decision, at, tried })),
         }
         at += 1;
@@ -181,7 +188,11 @@ fn run(
     let changed = decision.changed.take();
     let view = changed.as_ref().map(|changed| changed.facts(world.facts));
     if let Some(matched) = &decision.matched {
-        let (outcome, set_cookie) = act(world.plan, world.manager, matched, view.as_ref().unwrap_or(world.facts), dice);
+        let (mut outcome, set_cookie) =
+            act(world.plan, world.manager, matched, view.as_ref().unwrap_or(world.facts), dice);
+        if let Outcome::Forward(forward) = &mut outcome {
+            forward.alpn = decision.alpn.filter(|_| !forward.cluster.config.keeps_alpn);
+        }
         decision.shapes_response = true;
         decision.set_cookie = set_cookie;
         decision.outcome = outcome;
@@ -221,6 +232,10 @@ enum Ran {
     Reply(LocalReply),
     /// The next one runs, on what good tokens made of the request.
     Token(Box<Effects>),
+    /// The next one runs, on what this one makes of the request.
+    Change,
+    /// The next one runs; this one says what upstreams are offered.
+    Offer,
     /// The filter runs again after this was asked.
     Ask(Question),
 }
@@ -240,12 +255,7 @@ fn run_filter(
     dice: &mut Dice,
 ) -> Ran {
     let setting = decision.matched.as_ref().and_then(|matched| matched.filter_override(&filter.name));
-    let off = match setting {
-        Some(FilterOverride::Disabled) => true,
-        None => filter.disabled,
-        Some(_) => false,
-    };
-    if off {
+    if !filter.is_on(decision.matched.as_ref()) {
         return Ran::Next;
     }
     match (&filter.kind, setting) {
@@ -290,6 +300,18 @@ fn run_filter(
             };
             inject(decision, other.as_ref().unwrap_or(own), facts, dice).into()
         }
+        (HttpFilterKind::HeaderMutation(_) | HttpFilterKind::Metadata(_), _) => Ran::Change,
+        (HttpFilterKind::Buffer(own), setting) => {
+            let other = match setting {
+                Some(FilterOverride::Buffer(other)) => Some(*other),
+                _ => None,
+            };
+            Ran::Ask(Question::Body(other.unwrap_or(*own)))
+        }
+        (HttpFilterKind::HealthCheck(filter), _) if filter.takes(facts) => {
+            Ran::Ask(Question::Health(Arc::clone(filter)))
+        }
+        (HttpFilterKind::Alpn(_), _) => Ran::Offer,
         _ => Ran::Next,
     }
 }
@@ -404,6 +426,7 @@ fn forward(
         timeout: times.request,
         idle_timeout: times.idle,
         max_stream_duration: times.stream,
+        alpn: None,
     };
     (Outcome::Forward(forward), set_cookie)
 }
@@ -433,12 +456,22 @@ fn require_tls(matched: &Matched, facts: &Facts<'_>) -> Option<LocalReply> {
 
 impl Matched {
     /// The most specific setting for a filter: weighted cluster, route, virtual host, table.
-    fn filter_override(&self, name: &str) -> Option<&FilterOverride> {
+    pub(crate) fn filter_override(&self, name: &str) -> Option<&FilterOverride> {
         let weighted = self.weighted_cluster().and_then(|cluster| cluster.filters.find(name));
         weighted
             .or_else(|| self.route.filters.find(name))
             .or_else(|| self.host.filters.find(name))
             .or_else(|| self.table.filters.find(name))
+    }
+
+    /// What each of these levels says of a filter, the most specific first.
+    pub(crate) fn filter_overrides(&self, name: &str) -> [Option<&FilterOverride>; 4] {
+        [
+            self.weighted_cluster().and_then(|cluster| cluster.filters.find(name)),
+            self.route.filters.find(name),
+            self.host.filters.find(name),
+            self.table.filters.find(name),
+        ]
     }
 
     /// The one of several clusters that was chosen.

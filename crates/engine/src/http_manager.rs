@@ -8,14 +8,19 @@ use http::HeaderValue;
 use ipnet::IpNet;
 
 use crate::access_log::AccessLog;
+use crate::alpn::AlpnOverrides;
 use crate::cors::CorsFilter;
+use crate::decide::Matched;
 use crate::ext_authz::ExtAuthz;
 use crate::fault::FaultPolicy;
+use crate::health_filter::HealthCheckFilter;
 use crate::jwt::JwtAuthn;
 use crate::local_reply::LocalReplies;
+use crate::metadata::MetadataAddition;
+use crate::mutation::HeaderMutationFilter;
 use crate::path::PathOptions;
 use crate::rbac::HttpRbac;
-use crate::routes::RouteTable;
+use crate::routes::{FilterOverride, RouteTable};
 
 /// Everything about HTTP on one filter chain. Routes come from `routes`.
 #[derive(Debug)]
@@ -101,11 +106,36 @@ impl HttpManager {
         self.internal_addresses.iter().any(|range| range.contains(&address.to_canonical()))
     }
 
-    /// Whether a decision may have to ask outside: fetch keys, ask an authorizer.
+    /// Whether a decision may have to ask outside (fetch keys, ask an authorizer, wait for a body), or may change the request.
     #[must_use]
     pub fn asks(&self) -> bool {
-        let asks = |kind: &HttpFilterKind| matches!(kind, HttpFilterKind::Jwt(_) | HttpFilterKind::ExtAuthz(_));
-        self.filters.iter().any(|filter| asks(&filter.kind))
+        self.filters.iter().any(|filter| match &filter.kind {
+            HttpFilterKind::Jwt(_)
+            | HttpFilterKind::ExtAuthz(_)
+            | HttpFilterKind::HeaderMutation(_)
+            | HttpFilterKind::Metadata(_)
+            | HttpFilterKind::Buffer(_)
+            | HttpFilterKind::HealthCheck(_) => true,
+            HttpFilterKind::Rbac(_)
+            | HttpFilterKind::Cors(_)
+            | HttpFilterKind::Fault(_)
+            | HttpFilterKind::Alpn(_)
+            | HttpFilterKind::GrpcStats => false,
+        })
+    }
+
+    /// Whether one of its filters answers those who ask how the workload does.
+    pub fn health_checks(&self) -> impl Iterator<Item = &HttpFilter> {
+        self.filters.iter().filter(|filter| matches!(filter.kind, HttpFilterKind::HealthCheck(_)))
+    }
+
+    /// What the filter at a place in the list offers upstreams by ALPN.
+    #[must_use]
+    pub fn alpn(&self, at: usize) -> Option<&AlpnOverrides> {
+        match &self.filters.get(at)?.kind {
+            HttpFilterKind::Alpn(overrides) => Some(overrides),
+            _ => None,
+        }
     }
 
     /// Whether a filter or a header hands the client's certificate on.
@@ -153,6 +183,18 @@ pub struct HttpFilter {
     pub kind: HttpFilterKind,
 }
 
+impl HttpFilter {
+    /// Whether it runs for a request that took this route.
+    #[must_use]
+    pub fn is_on(&self, matched: Option<&Matched>) -> bool {
+        match matched.and_then(|matched| matched.filter_override(&self.name)) {
+            Some(FilterOverride::Disabled) => false,
+            None => !self.disabled,
+            Some(_) => true,
+        }
+    }
+}
+
 /// HTTP filters.
 #[derive(Debug, Clone)]
 pub enum HttpFilterKind {
@@ -166,6 +208,16 @@ pub enum HttpFilterKind {
     Cors(CorsFilter),
     /// Fault injection.
     Fault(Arc<FaultPolicy>),
+    /// Changes of headers.
+    HeaderMutation(Arc<HeaderMutationFilter>),
+    /// Metadata for those behind it.
+    Metadata(Arc<[MetadataAddition]>),
+    /// Whole bodies of requests, of at most so many bytes.
+    Buffer(u64),
+    /// Answers to health checks.
+    HealthCheck(Arc<HealthCheckFilter>),
+    /// What upstreams are offered by ALPN.
+    Alpn(AlpnOverrides),
     /// Counts gRPC messages; the shell's telemetry does so anyway.
     GrpcStats,
 }

@@ -16,6 +16,7 @@
 )]
 
 pub mod access_log;
+pub mod alpn;
 pub mod balance;
 mod build;
 pub mod chains;
@@ -31,6 +32,7 @@ pub mod fault;
 pub mod format;
 pub mod framing;
 pub mod health;
+pub mod health_filter;
 pub mod http_manager;
 pub mod jwt;
 pub mod listener;
@@ -38,6 +40,7 @@ pub mod local_reply;
 pub mod matcher;
 pub mod metadata;
 pub mod moment;
+pub mod mutation;
 pub mod outlier;
 pub mod overload;
 pub mod path;

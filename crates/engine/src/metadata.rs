@@ -79,7 +79,48 @@ impl Metadata {
     }
 }
 
+/// What a filter adds to a request's metadata (Envoy's `set_metadata`).
+#[derive(Debug, Clone, PartialEq)]
+pub struct MetadataAddition {
+    /// Its namespace.
+    pub space: Arc<str>,
+    /// The tree, an object.
+    pub value: Datum,
+    /// It is merged into what is there already. Default false: what is there stays.
+    pub overwrite: bool,
+}
+
+impl Metadata {
+    /// Adds to a namespace.
+    pub(crate) fn add(&mut self, addition: &MetadataAddition) {
+        match self.spaces.get_mut(&addition.space) {
+            None => self.set(Arc::clone(&addition.space), addition.value.clone()),
+            Some(there) if addition.overwrite => there.merge(&addition.value),
+            Some(_) => {}
+        }
+    }
+}
+
 impl Datum {
+    /// Takes over what another value says: members of objects one by one, items of lists behind those that are there; anything else
+    /// replaces what was there.
+    fn merge(&mut self, other: &Self) {
+        match (self, other) {
+            (Self::Object(members), Self::Object(others)) => {
+                for (name, other) in others {
+                    match members.get_mut(name) {
+                        Some(there) => there.merge(other),
+                        None => {
+                            members.insert(Arc::clone(name), other.clone());
+                        }
+                    }
+                }
+            }
+            (Self::List(items), Self::List(others)) => items.extend(others.iter().cloned()),
+            (there, other) => *there = other.clone(),
+        }
+    }
+
     /// The member `name` of an object.
     #[must_use]
     pub fn key(&self, name: &str) -> Option<&Self> {
@@ -129,5 +170,28 @@ impl Datum {
             Some(Kind::StructValue(tree)) => Self::from_struct(tree),
             Some(Kind::ListValue(ListValue { values })) => Self::List(values.iter().map(Self::from_value).collect()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tree(members: &[(&str, Datum)]) -> Datum {
+        Datum::Object(members.iter().map(|(name, datum)| (Arc::from(*name), datum.clone())).collect())
+    }
+
+    #[test]
+    fn what_is_added_is_merged_only_where_it_may() {
+        let number = |number| Datum::Number(number);
+        let list = |items: &[f64]| Datum::List(items.iter().copied().map(Datum::Number).collect());
+        let add = |value, overwrite| MetadataAddition { space: "ns".into(), value, overwrite };
+        let mut metadata = Metadata::new();
+        metadata.add(&add(tree(&[("a", number(1.0)), ("l", list(&[1.0])), ("o", tree(&[("x", number(1.0))]))]), false));
+        metadata.add(&add(tree(&[("b", number(1.0))]), false));
+        let more = [("a", Datum::Text("t".into())), ("l", list(&[2.0])), ("o", tree(&[("y", number(2.0))]))];
+        metadata.add(&add(tree(&more), true));
+        let json = metadata.space("ns").unwrap().to_json().to_string();
+        assert_eq!(json, r#"{"a":"t","l":[1,2],"o":{"x":1,"y":2}}"#);
     }
 }

@@ -145,6 +145,12 @@ impl LocalReply {
         }
     }
 
+    /// The answer to a request whose body is longer than filters wait for.
+    #[must_use]
+    pub fn too_large() -> Self {
+        Self::error(StatusCode::PAYLOAD_TOO_LARGE, "Payload Too Large", "request_payload_too_large", Flags::NONE)
+    }
+
     /// The same with the origin of some metadata.
     #[must_use]
     pub fn from_origin(mut self, metadata: &Metadata) -> Self {

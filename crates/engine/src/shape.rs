@@ -6,6 +6,7 @@ use crate::decide::{Decision, Matched};
 use crate::endpoint::Endpoint;
 use crate::facts::Facts;
 use crate::format::Values;
+use crate::http_manager::{HttpFilterKind, HttpManager};
 use crate::routes::{AppendAction, HeaderAddition, HeaderMutation, HostRewrite, PathChange, PathRule, RouteMatch};
 
 const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
@@ -80,9 +81,15 @@ pub fn auto_host<'e>(matched: &Matched, endpoint: &'e Endpoint) -> Option<&'e st
 }
 
 /// Applies a decision's changes to a response, an upstream's or one of the proxy's own: header changes of the route where
-/// they apply ([`Decision::shapes_response`]), CORS headers, and the cookie of the hash policy. `matched` is the decision's
-/// own, or was.
-pub fn response(decision: &Decision, matched: Option<&Matched>, values: &impl Values, headers: &mut HeaderMap) {
+/// they apply ([`Decision::shapes_response`]), the cookie of the hash policy, and then what the manager's filters do, the last one
+/// first. `matched` is the decision's own, or was.
+pub fn response(
+    decision: &Decision,
+    matched: Option<&Matched>,
+    manager: &HttpManager,
+    values: &impl Values,
+    headers: &mut HeaderMap,
+) {
     if let Some(matched) = matched.filter(|_| decision.shapes_response) {
         for level in levels(matched) {
             for name in &level.response_remove {
@@ -93,14 +100,24 @@ pub fn response(decision: &Decision, matched: Option<&Matched>, values: &impl Va
             }
         }
     }
-    for (name, value) in &decision.cors {
-        headers.insert(name, value.clone());
+    if let Some(cookie) = &decision.set_cookie {
+        headers.append(http::header::SET_COOKIE, cookie.clone());
+    }
+    for filter in manager.filters.iter().rev() {
+        match &filter.kind {
+            HttpFilterKind::Cors(_) => {
+                for (name, value) in &decision.cors {
+                    headers.insert(name, value.clone());
+                }
+            }
+            HttpFilterKind::HeaderMutation(mutations) if filter.is_on(matched) => {
+                mutations.response(&filter.name, matched, values, headers);
+            }
+            _ => {}
+        }
     }
     for (name, value) in decision.asked.iter().flat_map(|asked| &asked.external) {
         headers.append(name, value.clone());
-    }
-    if let Some(cookie) = &decision.set_cookie {
-        headers.append(http::header::SET_COOKIE, cookie.clone());
     }
 }
 
@@ -117,6 +134,13 @@ fn levels(matched: &Matched) -> impl Iterator<Item = &HeaderMutation> {
 
 /// Adds one header; a value that comes out empty is added only if that is wanted.
 pub fn add(addition: &HeaderAddition, values: &impl Values, headers: &mut HeaderMap) {
+    if let Some(value) = value_of(addition, values) {
+        put(addition, value, headers);
+    }
+}
+
+/// The value of a header that is to be added; `None`: it is not added.
+pub(crate) fn value_of(addition: &HeaderAddition, values: &impl Values) -> Option<HeaderValue> {
     let value = match addition.value.as_literal() {
         Some(text) => HeaderValue::from_str(text),
         None => {
@@ -126,10 +150,11 @@ pub fn add(addition: &HeaderAddition, values: &impl Values, headers: &mut Header
         }
     };
     // A value from the request that no header may carry is left out rather than sent maimed.
-    let Ok(value) = value else { return };
-    if value.is_empty() && !addition.keep_empty {
-        return;
-    }
+    value.ok().filter(|value| !value.is_empty() || addition.keep_empty)
+}
+
+/// Puts a value where its addition wants it.
+pub(crate) fn put(addition: &HeaderAddition, value: HeaderValue, headers: &mut HeaderMap) {
     let present = headers.contains_key(&addition.name);
     match addition.action {
         AppendAction::Append => {

@@ -28,7 +28,6 @@ pub struct Rooms {
     workers: usize,
     commands: mpsc::UnboundedSender<Command>,
     draining: AtomicBool,
-    failing: AtomicBool,
     progress: Mutex<Option<watch::Receiver<Progress>>>,
 }
 
@@ -41,7 +40,6 @@ impl Rooms {
             workers: settings.concurrency.max(1),
             commands,
             draining: AtomicBool::new(false),
-            failing: AtomicBool::new(false),
             progress: Mutex::new(None),
         })
     }
@@ -87,7 +85,7 @@ impl House for Rooms {
     }
 
     fn state(&self) -> State {
-        if self.draining.load(Ordering::Relaxed) || self.failing.load(Ordering::Relaxed) {
+        if self.draining.load(Ordering::Relaxed) || self.shared.fails_checks() {
             return State::Draining;
         }
         let ready = self.progress.lock().as_ref().is_some_and(|progress| progress.borrow().ready);
@@ -106,7 +104,7 @@ impl House for Rooms {
     }
 
     fn fail_health_checks(&self, fail: bool) {
-        self.failing.store(fail, Ordering::Relaxed);
+        self.shared.fail_checks(fail);
     }
 
     fn quit(&self) {

@@ -1,7 +1,7 @@
 //! What all workers see: the plan, the TLS contexts, the process's age and numbers.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -30,6 +30,7 @@ pub struct Shared {
     pub started: Instant,
     /// Key sets that are being fetched.
     pub flights: Flights,
+    failing: AtomicBool,
     connections: AtomicU64,
 }
 
@@ -44,6 +45,7 @@ impl Shared {
             overload: Arc::new(overload),
             started: Instant::now(),
             flights: Flights::default(),
+            failing: AtomicBool::new(false),
             connections: AtomicU64::new(0),
         })
     }
@@ -56,6 +58,16 @@ impl Shared {
     /// A moment of the system's clock, as the engine counts it.
     pub fn at(&self, instant: tokio::time::Instant) -> Moment {
         Moment::at(instant.into_std().saturating_duration_since(self.started))
+    }
+
+    /// The process fails the health checks that it answers, and closes connections when it can (`/healthcheck/fail`).
+    pub fn fail_checks(&self, fail: bool) {
+        self.failing.store(fail, Ordering::Relaxed);
+    }
+
+    /// Whether it does.
+    pub fn fails_checks(&self) -> bool {
+        self.failing.load(Ordering::Relaxed)
     }
 
     /// A number for a new connection, unique in this process.

@@ -94,6 +94,13 @@ pub struct ClientTls {
 }
 
 impl ClientTls {
+    /// The same with other protocols to offer by ALPN.
+    pub fn offering(&self, protocols: &[Arc<str>]) -> Self {
+        let mut config = rustls::ClientConfig::clone(&self.config);
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+        Self { config: Arc::new(config), ..self.clone() }
+    }
+
     /// TLS towards a server of this name.
     pub fn towards(self, name: ServerName<'static>) -> Tls {
         Tls { config: self.config, name, sessions: self.sessions }

@@ -174,6 +174,7 @@ impl Encoder<'_> {
                 let http2 = upgraded || matches!(port.protocol, Protocol::Http2 | Protocol::Grpc);
                 let alpn = if http2 { vec!["h2".to_owned()] } else { Vec::new() };
                 cluster.transport_socket = Some(tls::own_client(own, sni, alpn));
+                origin::keep_alpn(&mut cluster.metadata);
             }
             None if self.auto_mtls(service) => {
                 cluster.transport_socket_matches = vec![

@@ -12,7 +12,7 @@ use proto::envoy::extensions::filters::listener::original_dst::v3::OriginalDst;
 use proto::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 use proto::envoy::extensions::filters::network::http_connection_manager::v3::{HttpFilter, http_filter};
 use proto::envoy::r#type::v3::Int32Range;
-use proto::google::protobuf::{Any, Struct};
+use proto::google::protobuf::{Any, Struct, Value, value::Kind};
 use proto::istio::typed_struct::TypedStruct;
 
 use super::wire;
@@ -31,26 +31,38 @@ pub(crate) fn http(name: &str, config: Any) -> HttpFilter {
     }
 }
 
-/// A filter of Istio's proxy that a plain Envoy leaves out; its configuration is empty: all by default. It comes as
-/// a `TypedStruct`, because Envoy cannot read the JSON of a message it does not know.
-fn istio(name: &str, type_name: &str) -> HttpFilter {
-    let config = TypedStruct { type_url: format!("type.googleapis.com/{type_name}"), value: Some(Struct::default()) };
+/// A filter of Istio's proxy that a plain Envoy leaves out. It comes as a `TypedStruct`, because Envoy cannot read the JSON of a
+/// message it does not know.
+fn istio(name: &str, type_name: &str, value: Struct) -> HttpFilter {
+    let config = TypedStruct { type_url: format!("type.googleapis.com/{type_name}"), value: Some(value) };
     HttpFilter { is_optional: true, ..http(name, wire::any(&config, &wire::FLAT)) }
 }
 
 /// Who the peer is, for metrics.
 pub(crate) fn peer_metadata() -> HttpFilter {
-    istio("istio.peer_metadata", "io.istio.http.peer_metadata.Config")
+    istio("istio.peer_metadata", "io.istio.http.peer_metadata.Config", Struct::default())
 }
 
 /// Istio's standard metrics.
 pub(crate) fn stats() -> HttpFilter {
-    istio("istio.stats", "stats.PluginConfig")
+    istio("istio.stats", "stats.PluginConfig", Struct::default())
 }
 
-/// Tells the TLS handshake of the upstream which HTTP is spoken inside.
+/// Tells the TLS handshake of the upstream which HTTP is spoken inside. Names of the field itself stand last: what goes out of the
+/// mesh has an ALPN that anybody knows.
 pub(crate) fn alpn() -> HttpFilter {
-    istio("istio.alpn", "istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig")
+    let of = |protocol: &str, names: [&str; 3]| {
+        let names = wire::list(names.map(wire::text));
+        wire::tree([("upstreamProtocol", wire::text(protocol)), ("alpnOverride", names)])
+    };
+    let all = [
+        of("HTTP10", ["istio-http/1.0", "istio", "http/1.0"]),
+        of("HTTP11", ["istio-http/1.1", "istio", "http/1.1"]),
+        of("HTTP2", ["istio-h2", "istio", "h2"]),
+    ];
+    let all = all.map(|one| Value { kind: Some(Kind::StructValue(one)) });
+    let config = wire::tree([("alpnOverride", wire::list(all))]);
+    istio("istio.alpn", "istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig", config)
 }
 
 /// Cross-origin rules of routes.

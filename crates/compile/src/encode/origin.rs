@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use model::{Origin, Service};
 use proto::envoy::config::core::v3::Metadata;
-use proto::google::protobuf::{ListValue, Struct, Value, value::Kind};
+use proto::google::protobuf::{Struct, Value, value::Kind};
 
 use super::wire;
 
@@ -35,8 +35,14 @@ pub(crate) fn of_service(origin: &Origin, service: Option<&Service>) -> Option<M
     let Some(service) = service else { return Some(metadata) };
     let names = [("host", &service.hostname), ("name", &service.name), ("namespace", &service.namespace)];
     let one = Value { kind: Some(Kind::StructValue(wire::object(names.map(|(name, value)| (name, value.clone()))))) };
-    let list = Value { kind: Some(Kind::ListValue(ListValue { values: vec![one] })) };
-    let services = Struct { fields: HashMap::from([("services".to_owned(), list)]) };
+    let services = wire::tree([("services", wire::list([one]))]);
     metadata.filter_metadata.insert("istio".to_owned(), services);
     Some(metadata)
+}
+
+/// Says of a cluster that no filter changes what its TLS offers by ALPN: an endpoint outside the mesh would not know the names.
+pub(crate) fn keep_alpn(metadata: &mut Option<Metadata>) {
+    let metadata = metadata.get_or_insert_default();
+    let istio = metadata.filter_metadata.entry("istio".to_owned()).or_default();
+    istio.fields.insert("alpn_override".to_owned(), wire::text("false"));
 }

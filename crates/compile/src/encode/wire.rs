@@ -5,7 +5,9 @@
 
 use std::collections::HashMap;
 
-use proto::google::protobuf::{Any, BoolValue, Duration, Struct, UInt32Value, UInt64Value, Value, value::Kind};
+use proto::google::protobuf::{
+    Any, BoolValue, Duration, ListValue, Struct, UInt32Value, UInt64Value, Value, value::Kind,
+};
 
 /// Where the maps of a message type are: its own map fields, and the fields that hold messages with maps.
 pub(crate) struct Shape {
@@ -174,6 +176,16 @@ pub(crate) fn seconds(value: u64) -> Option<Duration> {
 pub(crate) fn object<K: Into<String>, V: Into<String>>(fields: impl IntoIterator<Item = (K, V)>) -> Struct {
     let fields: HashMap<String, Value> = fields.into_iter().map(|(key, value)| (key.into(), text(value))).collect();
     Struct { fields }
+}
+
+/// An object of any values.
+pub(crate) fn tree<const N: usize>(fields: [(&str, Value); N]) -> Struct {
+    Struct { fields: fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect() }
+}
+
+/// A list.
+pub(crate) fn list<const N: usize>(values: [Value; N]) -> Value {
+    Value { kind: Some(Kind::ListValue(ListValue { values: values.into() })) }
 }
 
 pub(crate) fn text(value: impl Into<String>) -> Value {

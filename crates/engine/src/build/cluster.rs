@@ -75,6 +75,7 @@ fn config(cx: &mut Context<'_>, message: &xds::Cluster) -> Option<ClusterConfig>
     let bind = message.upstream_bind_config.as_ref();
     let source = bind.and_then(|bind| source_address(cx, bind));
     let limits = limits(cx, message);
+    let metadata = Metadata::from_proto(message.metadata.as_ref());
     Some(ClusterConfig {
         alt_stat_name: cx.text(&message.alt_stat_name),
         discovery,
@@ -124,7 +125,8 @@ fn config(cx: &mut Context<'_>, message: &xds::Cluster) -> Option<ClusterConfig>
             .map(keepalive),
         buffer_limit: number(message.per_connection_buffer_limit_bytes.as_ref(), BUFFER_LIMIT),
         dns,
-        metadata: Metadata::from_proto(message.metadata.as_ref()),
+        keeps_alpn: metadata.find("istio", ["alpn_override"]).and_then(Datum::text) == Some("false"),
+        metadata,
         version: cx.hash,
         name,
     })

@@ -9,7 +9,7 @@ use proto::envoy::extensions::filters::http::{cors::v3 as cors, fault::v3 as fau
 use proto::google::protobuf::Any;
 
 use super::value::{fraction, header, header_value, runtime_fraction, string};
-use super::{Context, flag, type_name};
+use super::{Context, flag, mutation, request_filters, type_name};
 use crate::cors::CorsPolicy;
 use crate::dice::Fraction;
 use crate::fault::{AbortKind, FaultAbort, FaultDelay, FaultPolicy};
@@ -168,11 +168,23 @@ fn filter_override(cx: &mut Context<'_>, any: &Any) -> Option<Option<FilterOverr
         FAULT => FilterOverride::Fault(Arc::new(fault(cx, any)?)),
         EXT_AUTHZ_PER_ROUTE => FilterOverride::ExtAuthz(super::ext_authz::route(cx, any)?),
         JWT_PER_ROUTE => FilterOverride::Jwt(super::jwt::route(cx, any)?),
+        mutation::PER_ROUTE => FilterOverride::Mutations(Arc::new(mutation::route(cx, any)?)),
+        request_filters::BUFFER_PER_ROUTE => request_filters::buffer_per_route(cx, any)?,
         other => return cx.refuse(format!("settings of the kind {other} are not implemented")),
     };
     Some(Some(setting))
 }
 
 fn is_known(name: &str) -> bool {
-    matches!(name, RBAC_PER_ROUTE | CORS_POLICY | FAULT | FILTER_CONFIG | JWT_PER_ROUTE | EXT_AUTHZ_PER_ROUTE)
+    matches!(
+        name,
+        RBAC_PER_ROUTE
+            | CORS_POLICY
+            | FAULT
+            | FILTER_CONFIG
+            | JWT_PER_ROUTE
+            | EXT_AUTHZ_PER_ROUTE
+            | mutation::PER_ROUTE
+            | request_filters::BUFFER_PER_ROUTE
+    )
 }

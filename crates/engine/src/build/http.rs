@@ -14,7 +14,7 @@ use super::access_log::access_log;
 use super::listener::SHELL_EXTENSIONS;
 use super::local_reply::local_replies;
 use super::value::{cidr, header_value};
-use super::{Context, filters, flag, number, opened, type_name};
+use super::{Context, filters, flag, mutation, number, opened, request_filters, type_name};
 use crate::cors::CorsFilter;
 use crate::http_manager::{
     Codec, ForwardClientCert, ForwardClientCertMode, Http1Options, Http2Options, HttpFilter, HttpFilterKind,
@@ -160,6 +160,11 @@ fn filter_kind(cx: &mut Context<'_>, message: &hcm::HttpFilter, any: &Any) -> Op
         filters::EXT_AUTHZ => HttpFilterKind::ExtAuthz(Arc::new(super::ext_authz::filter(cx, any)?)),
         filters::CORS => HttpFilterKind::Cors(CorsFilter),
         filters::FAULT => HttpFilterKind::Fault(Arc::new(filters::fault(cx, any)?)),
+        mutation::FILTER => HttpFilterKind::HeaderMutation(Arc::new(mutation::filter(cx, any)?)),
+        request_filters::SET_METADATA => HttpFilterKind::Metadata(request_filters::set_metadata(cx, any)?),
+        request_filters::BUFFER => HttpFilterKind::Buffer(request_filters::buffer(cx, any)?),
+        request_filters::HEALTH_CHECK => HttpFilterKind::HealthCheck(Arc::new(request_filters::health_check(cx, any)?)),
+        request_filters::ALPN => HttpFilterKind::Alpn(request_filters::alpn(cx, any)?),
         "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig" => HttpFilterKind::GrpcStats,
         // Whoever accepts compressed answers takes others as well; Istio's own filters say what the proxy does anyway.
         "envoy.extensions.filters.http.compressor.v3.Compressor" => return Some(None),

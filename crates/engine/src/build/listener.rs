@@ -30,12 +30,8 @@ const TCP_IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 const BUFFER_LIMIT: u32 = 1 << 20;
 
 /// Filters that the shell knows by their type: Istio's statistics and metadata exchange.
-pub(super) const SHELL_EXTENSIONS: &[&str] = &[
-    "stats.PluginConfig",
-    "envoy.tcp.metadataexchange.config.MetadataExchange",
-    "io.istio.http.peer_metadata.Config",
-    "istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig",
-];
+pub(super) const SHELL_EXTENSIONS: &[&str] =
+    &["stats.PluginConfig", "envoy.tcp.metadataexchange.config.MetadataExchange", "io.istio.http.peer_metadata.Config"];
 
 #[allow(deprecated, reason = "reuse_port and deprecated_v1 are still sent")]
 pub(crate) fn listener(cx: &mut Context<'_>, bytes: &[u8]) -> Option<Listener> {

@@ -270,7 +270,7 @@ pub(super) fn header_mutation(
     }
 }
 
-fn removable(cx: &mut Context<'_>, name: &String) -> Option<http::HeaderName> {
+pub(super) fn removable(cx: &mut Context<'_>, name: &String) -> Option<http::HeaderName> {
     if name.starts_with(':') || name.eq_ignore_ascii_case("host") {
         return cx.refuse(format!("{name:?} must not be removed"));
     }

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use super::{Decision, Matched, Outcome, resolve, run};
 use crate::dice::Dice;
 use crate::ext_authz::{Asking, BodyView, Call, ExtAuthz, Verdict};
 use crate::facts::Facts;
-use crate::http_manager::HttpManager;
+use crate::health_filter::HealthCheckFilter;
+use crate::http_manager::{HttpFilter, HttpFilterKind, HttpManager};
 use crate::jwt::{Effects, RemoteKeys};
 use crate::metadata::Metadata;
 use crate::moment::Moment;
@@ -26,6 +27,17 @@ pub struct Asked {
     pub outdated: Vec<Arc<RemoteKeys>>,
     /// Authorizers that nobody asked (see [`decide`](super::decide())).
     pub unasked: Vec<Arc<ExtAuthz>>,
+    /// Filters that took the request for a health check.
+    pub checks: Vec<Check>,
+}
+
+/// A health check that a filter saw.
+#[derive(Debug)]
+pub struct Check {
+    /// The filter.
+    pub filter: Arc<HealthCheckFilter>,
+    /// The workload is to answer; the filter hears what it says.
+    pub passed_on: bool,
 }
 
 /// What one of the filters that guard a request said, to be counted.
@@ -97,6 +109,10 @@ pub enum Question {
     Keys(Arc<RemoteKeys>),
     /// Ask an authorizer; [`Pending::call`] says how.
     Authorize(Asking),
+    /// Wait for the whole body, of at most so many bytes.
+    Body(u64),
+    /// Does the process fail its health checks?
+    Health(Arc<HealthCheckFilter>),
 }
 
 /// What came of a question.
@@ -106,6 +122,10 @@ pub enum Answered {
     Keys,
     /// The authorizer's verdict.
     Verdict(Verdict),
+    /// The body has come, so many bytes of it.
+    Body(u64),
+    /// The process fails its checks.
+    Failing,
     /// The request cannot be asked about.
     Refused(LocalReply),
     /// It was not asked.
@@ -136,6 +156,19 @@ impl Pending {
             (Question::Authorize(asking), answered) => {
                 at += 1;
                 authorized(world, &mut decision, &asking, answered, dice)
+            }
+            (Question::Body(_), answered) => {
+                at += 1;
+                if let Answered::Body(length) = answered {
+                    measured(world, &mut decision, length);
+                }
+                None
+            }
+            (Question::Health(filter), answered) => {
+                at += 1;
+                let reply = filter.answer(world.plan, matches!(answered, Answered::Failing), world.now);
+                decision.asked().checks.push(Check { filter, passed_on: reply.is_none() });
+                reply
             }
         };
         if let Some(reply) = refusal {
@@ -182,6 +215,26 @@ fn authorized(
     }
     decision.changed = Some(changed);
     None
+}
+
+/// Says how long a body is that was waited for.
+fn measured(world: World<'_, '_>, decision: &mut Decision, length: u64) {
+    let mut changed = decision.changed.take().unwrap_or_else(|| Box::new(Changed::of(world.facts)));
+    changed.headers.entry(header::CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(length));
+    decision.changed = Some(changed);
+}
+
+/// Does what a filter does to every request.
+pub(super) fn change(world: World<'_, '_>, decision: &mut Decision, filter: &HttpFilter) {
+    let mut changed = decision.changed.take().unwrap_or_else(|| Box::new(Changed::of(world.facts)));
+    match &filter.kind {
+        HttpFilterKind::HeaderMutation(mutations) => {
+            mutations.request(&filter.name, decision.matched.as_ref(), world.facts, &mut changed);
+        }
+        HttpFilterKind::Metadata(additions) => additions.iter().for_each(|one| changed.metadata.add(one)),
+        _ => {}
+    }
+    decision.changed = Some(changed);
 }
 
 fn resolve_anew(world: World<'_, '_>, changed: &Changed, dice: &mut Dice) -> Option<Matched> {

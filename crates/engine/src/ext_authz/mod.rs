@@ -315,13 +315,6 @@ impl Asking {
             Service::Http(service) => http::understand(&self.filter, service, answer),
         }
     }
-
-    /// The answer to a request whose body is longer than may be shown.
-    #[must_use]
-    pub fn too_large(&self) -> LocalReply {
-        let status = StatusCode::PAYLOAD_TOO_LARGE;
-        LocalReply::error(status, "Payload Too Large", "request_payload_too_large", Flags::NONE)
-    }
 }
 
 impl Changes {

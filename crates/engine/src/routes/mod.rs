@@ -25,6 +25,7 @@ use crate::ext_authz::ExtAuthzOverride;
 use crate::fault::FaultPolicy;
 use crate::jwt::JwtOverride;
 use crate::metadata::Metadata;
+use crate::mutation::Mutations;
 use crate::rbac::HttpRbac;
 
 /// A route table (`envoy.config.route.v3.RouteConfiguration`).
@@ -148,6 +149,10 @@ pub enum FilterOverride {
     Jwt(JwtOverride),
     /// Whether and how an authorizer is asked.
     ExtAuthz(ExtAuthzOverride),
+    /// Further changes of headers, beside those of the filter and of other levels.
+    Mutations(Arc<Mutations>),
+    /// Another limit of bodies that are waited for, bytes.
+    Buffer(u64),
 }
 
 impl FilterOverrides {

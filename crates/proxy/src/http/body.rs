@@ -27,6 +27,9 @@ pub enum BodyError {
     /// A newer attempt took the body over.
     #[error("superseded by a newer attempt")]
     Superseded,
+    /// The client broke off before an attempt had sent what came of it.
+    #[error("the client broke off")]
+    Broken,
     /// What an attempt needs again is no longer remembered.
     #[error("the body is larger than the retry buffer")]
     Forgotten,
@@ -291,6 +294,9 @@ impl Source {
                 break;
             }
         }
+        if self.ended.is_some() && self.trailers.is_none() {
+            self.size = SizeHint::with_exact(self.received);
+        }
         Poll::Ready(())
     }
 
@@ -328,14 +334,20 @@ impl Drop for Source {
 /// Waits until more than `most` bytes of a body have come, or all of it: its first `most` bytes, and whether there is
 /// more. A body that breaks off counts as ended here; whoever sends it on finds out.
 pub async fn prefetch(source: &SharedSource, most: usize) -> (Bytes, bool) {
-    poll_fn(|cx| source.borrow_mut().poll_prefetch(cx, most)).await;
+    let more = arrive(source, most).await;
     let source = source.borrow();
     let mut bytes = BytesMut::with_capacity(source.remembered_bytes.min(most));
     for chunk in &source.remembered {
         let room = most.saturating_sub(bytes.len());
         bytes.extend_from_slice(chunk.get(..room.min(chunk.len())).unwrap_or_default());
     }
-    (bytes.freeze(), source.remembered_bytes > most)
+    (bytes.freeze(), more)
+}
+
+/// Waits as [`prefetch`] does; whether there is more.
+pub async fn arrive(source: &SharedSource, most: usize) -> bool {
+    poll_fn(|cx| source.borrow_mut().poll_prefetch(cx, most)).await;
+    source.borrow().remembered_bytes > most
 }
 
 /// A request's body as one attempt sends it.
@@ -392,6 +404,10 @@ impl Attempt {
             return Poll::Ready(Some(Err(BodyError::Forgotten)));
         }
         if source.incoming.is_none() {
+            if source.broken.is_some() {
+                // Never as if it were whole.
+                return Poll::Ready(Some(Err(BodyError::Broken)));
+            }
             let trailers = if source.trailers_sent { None } else { source.trailers.clone() };
             source.trailers_sent = true;
             return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));

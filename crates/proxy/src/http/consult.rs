@@ -13,7 +13,7 @@ use http_body::Body as _;
 use tokio::time::timeout;
 
 use super::arrive::Head;
-use super::body::{Incoming, SharedSource, Source, prefetch};
+use super::body::{Incoming, SharedSource, Source, arrive, prefetch};
 use super::errand::{self, Errand};
 use super::exchange::Exchange;
 use super::keys;
@@ -44,6 +44,9 @@ impl Exchange {
                     Answered::Keys
                 }
                 Question::Authorize(asking) => authorize(&worker, &pending, asking, world, incoming, &mut source).await,
+                Question::Body(most) => whole(world, *most, incoming, &mut source).await,
+                Question::Health(_) if worker.shared.fails_checks() => Answered::Failing,
+                Question::Health(_) => Answered::NotAsked,
             };
             world.now = worker.shared.now();
             step = pending.go_on(world, answered, &mut worker.dice.borrow_mut());
@@ -77,26 +80,54 @@ async fn authorize(
 ) -> Answered {
     let mut view = None;
     if let Some(settings) = asking.body() {
-        if let Some(body) = incoming.take().filter(|body| !body.is_end_stream()) {
-            *source = Some(Source::new(body, usize::MAX, world.facts.is_grpc()));
-        }
-        view = Some(match source.as_ref() {
+        view = Some(match taken(world, incoming, source) {
             None => BodyView::default(),
-            Some(source) => {
-                let manager = world.manager;
-                let limit = manager.request_timeout.or(manager.stream_idle_timeout).unwrap_or(BODY_LIMIT);
-                match timeout(limit, prefetch(source, settings.max_bytes)).await {
-                    Ok((bytes, cut)) => BodyView { bytes, cut },
-                    Err(_) => return Answered::Refused(too_slow()),
-                }
-            }
+            Some(source) => match timeout(patience(world), prefetch(source, settings.max_bytes)).await {
+                Ok((bytes, cut)) => BodyView { bytes, cut },
+                Err(_) => return Answered::Refused(too_slow()),
+            },
         });
         if view.as_ref().is_some_and(|view| view.cut) && !settings.partial {
-            return Answered::Refused(asking.too_large());
+            return Answered::Refused(LocalReply::too_large());
         }
     }
     let call = pending.call(asking, world.facts, view.as_ref());
     Answered::Verdict(ask(worker, asking, call).await)
+}
+
+/// Waits for a body until it has come to its end.
+async fn whole(
+    world: World<'_, '_>,
+    most: u64,
+    incoming: &mut Option<Incoming>,
+    source: &mut Option<SharedSource>,
+) -> Answered {
+    let Some(source) = taken(world, incoming, source) else { return Answered::NotAsked };
+    let most = usize::try_from(most).unwrap_or(usize::MAX);
+    match timeout(patience(world), arrive(source, most)).await {
+        Err(_) => Answered::Refused(too_slow()),
+        Ok(true) => Answered::Refused(LocalReply::too_large()),
+        // Who sends it on finds out how it broke off.
+        Ok(false) if source.borrow().broken().is_some() => Answered::NotAsked,
+        Ok(false) => Answered::Body(source.borrow().received()),
+    }
+}
+
+/// The request's body, which is kept in full from now on; `None`: it has none.
+fn taken<'s>(
+    world: World<'_, '_>,
+    incoming: &mut Option<Incoming>,
+    source: &'s mut Option<SharedSource>,
+) -> Option<&'s SharedSource> {
+    if let Some(body) = incoming.take().filter(|body| !body.is_end_stream()) {
+        *source = Some(Source::new(body, usize::MAX, world.facts.is_grpc()));
+    }
+    source.as_ref()
+}
+
+/// How long a body is waited for.
+fn patience(world: World<'_, '_>) -> Duration {
+    world.manager.request_timeout.or(world.manager.stream_idle_timeout).unwrap_or(BODY_LIMIT)
 }
 
 /// The answer to a client whose body does not come.

@@ -99,6 +99,7 @@ async fn ask(
         authority: &errand.authority,
         fresh: false,
         upgrade: false,
+        alpn: None,
     };
     let letter = errand.letter().ok_or(Kind::Protocol)?;
     loop {

@@ -188,6 +188,7 @@ impl Exchange {
         record.grpc = grpc;
         if let Some(asked) = &mut decision.asked {
             record.guards = std::mem::take(&mut asked.guards);
+            record.health_check = !asked.checks.is_empty();
         }
         record.scheme = head.scheme;
         record.remote = Some(head.remote);
@@ -323,6 +324,14 @@ impl Drop for Exchange {
             record.details.get_or_insert_with(|| Arc::from("downstream_remote_disconnect"));
         }
         let shared = &self.shared;
+        if record.health_check
+            && let Some(status) = record.status
+        {
+            let asked = self.decision.iter().flat_map(|decision| &decision.asked).flat_map(|asked| &asked.checks);
+            asked
+                .filter(|check| check.passed_on)
+                .for_each(|check| check.filter.hear(status, shared.worker.shared.at(now)));
+        }
         shared.active.set(shared.active.get().saturating_sub(1));
         shared.served.set(shared.served.get().saturating_add(1));
         shared.quiet_since.set(now);

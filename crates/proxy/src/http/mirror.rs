@@ -81,6 +81,7 @@ impl Copy {
             authority: &self.letter.authority,
             fresh: false,
             upgrade: false,
+            alpn: None,
         };
         let Ok(way) = reach(&self.worker, want).await else { return };
         let sending = self.letter.send(&self.headers, &way, More::default(), self.body);

@@ -20,6 +20,7 @@ impl Exchange {
             self.record.request_headers.clone_from(&head.headers);
         }
         self.record.flags = self.record.flags.with(reply.flags);
+        self.record.status = Some(reply.status);
         self.record.details = Some(Arc::from(&*reply.details));
         self.record.origin = reply.origin.clone().or_else(|| self.record.origin.take());
         let mut headers = HeaderMap::with_capacity(reply.headers.len() + 6);

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use engine::http_manager::{HttpManager, ServerHeader};
 use engine::reply::Flags;
-use engine::shape;
+use engine::{Decision, shape};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
@@ -24,6 +24,8 @@ use crate::upstream::reach::{Via, Way};
 
 const UPSTREAM_SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
 const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
+const HEALTH_CHECKED_CLUSTER: HeaderName = HeaderName::from_static("x-envoy-upstream-healthchecked-cluster");
+const IMMEDIATE_HEALTH_CHECK_FAIL: HeaderName = HeaderName::from_static("x-envoy-immediate-health-check-fail");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -109,7 +111,29 @@ impl Exchange {
     /// What the route and the decision change.
     pub(super) fn shape_answer(&self, headers: &mut HeaderMap) {
         if let Some(decision) = &self.decision {
-            shape::response(decision, self.record.matched.as_ref(), &self.record, headers);
+            let (matched, manager) = (self.record.matched.as_ref(), &self.shared.manager);
+            shape::response(decision, matched, manager, &self.record, headers);
+            self.tell_health(decision, headers);
+        }
+    }
+
+    /// What those are told who check the workload's health through a filter, and everybody else while the process fails its checks.
+    fn tell_health(&self, decision: &Decision, headers: &mut HeaderMap) {
+        let filters = self.shared.manager.health_checks();
+        let matched = self.record.matched.as_ref();
+        let on = filters.filter(|filter| filter.is_on(matched)).count();
+        if on == 0 {
+            return;
+        }
+        let taken = decision.asked.as_ref().map_or(0, |asked| asked.checks.len());
+        let worker = &self.shared.worker;
+        if taken > 0
+            && let Some(cluster) = &worker.tally.tower().own.cluster
+        {
+            headers.insert(HEALTH_CHECKED_CLUSTER, cluster.clone());
+        }
+        if on > taken && worker.shared.fails_checks() {
+            headers.insert(IMMEDIATE_HEALTH_CHECK_FAIL, HeaderValue::from_static("true"));
         }
     }
 
@@ -125,6 +149,9 @@ impl Exchange {
         server_and_via(manager, headers);
         let most = manager.max_requests_per_connection;
         if most.is_some_and(|most| shared.served.get().saturating_add(1) >= most) {
+            shared.draining.set(true);
+        }
+        if shared.worker.shared.fails_checks() {
             shared.draining.set(true);
         }
         if !shared.draining.get() && shared.worker.shared.overload.ends_connection(|| shared.worker.chance()) {

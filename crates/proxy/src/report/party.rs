@@ -46,6 +46,8 @@ pub struct Own {
     pub party: Party,
     /// Instance name (`NAME` of the node's metadata).
     pub name: String,
+    /// The node's cluster, as those who check the workload's health are told it.
+    pub cluster: Option<HeaderValue>,
     /// Service account.
     pub service_account: String,
     /// `x-envoy-peer-metadata-id`; `None` when the node has no id that may stand in a header.
@@ -81,6 +83,7 @@ impl Own {
         Self {
             party,
             name,
+            cluster: HeaderValue::from_str(&node.cluster).ok(),
             service_account: text(&metadata, "SERVICE_ACCOUNT").to_owned(),
             id: HeaderValue::from_str(&node.id).ok().filter(|id| !id.is_empty()),
             metadata: HeaderValue::from_str(&blob).ok().filter(|blob| !blob.is_empty()),

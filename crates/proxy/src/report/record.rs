@@ -118,6 +118,8 @@ pub struct Record {
     pub downstream: Arc<Downstream>,
     /// Protocol of the client's side; `None` for raw TCP.
     pub protocol: Option<Protocol>,
+    /// A filter took the request for a health check: it is not counted among answers, and logs may leave it out.
+    pub health_check: bool,
     /// Request method; `None` for TCP.
     pub method: Option<Method>,
     /// `:path` as the client sent it (`%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%` of the default format).
@@ -188,6 +190,7 @@ impl Record {
             duration: Duration::ZERO,
             downstream: Arc::clone(downstream),
             protocol: None,
+            health_check: false,
             method: None,
             original_path: None,
             path: None,

@@ -375,7 +375,7 @@ impl Tally {
                 Some(engine::facts::Protocol::Http2) => cells.downstream_rq_http2_total.inc(),
                 _ => cells.downstream_rq_http1_total.inc(),
             }
-            if status != 0 {
+            if status != 0 && !record.health_check {
                 cells.downstream_rq_completed.inc();
                 cells.responses.inc(status);
             }

@@ -27,6 +27,8 @@ pub struct Key {
     pub transport: u64,
     /// The server name asked for, where it differs from request to request.
     pub server_name: Option<Arc<str>>,
+    /// What TLS offers by ALPN instead of what the transport says ([`engine::alpn::Offer::id`]); 0: nothing else.
+    pub alpn: u64,
     /// HTTP/2, HTTP/1, or whatever ALPN agrees on.
     pub h2: Option<bool>,
 }

@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use engine::alpn::{AlpnOverrides, Offer};
 use engine::circuit::{self, Resource, Slot};
 use engine::cluster::UpstreamProtocol;
 use engine::routes::Priority;
@@ -62,6 +63,8 @@ pub struct Want<'a> {
     pub fresh: bool,
     /// The request asks for an upgrade.
     pub upgrade: bool,
+    /// What TLS offers by ALPN; `None`: what the cluster says.
+    pub alpn: Option<&'a AlpnOverrides>,
 }
 
 /// A way to an endpoint.
@@ -100,16 +103,18 @@ pub async fn reach(worker: &Rc<Worker>, want: Want<'_>) -> Result<Way, Failure> 
     };
     let target = target(&want.endpoint.address).await?;
     let server_name = tls.and_then(|tls| chosen_name(tls, &want));
+    let offer = want.alpn.filter(|_| tls.is_some()).and_then(|overrides| overrides.offer(h2 == Some(false)));
     let key = Key {
         cluster: config.version,
         target,
         transport: tls.map_or(0, |tls| Arc::as_ptr(tls) as u64),
         server_name,
+        alpn: offer.map_or(0, |offer| offer.id),
         h2,
     };
     let pool = worker.pools.of(&key);
     pool.set_idle_timeout(config.idle_timeout);
-    let reaching = Reaching { worker, want, tls, key: &key, pool: &pool };
+    let reaching = Reaching { worker, want, tls, offer, key: &key, pool: &pool };
     match h2 {
         Some(false) => reaching.h1().await,
         Some(true) | None => reaching.shared().await,
@@ -145,6 +150,7 @@ struct Reaching<'a> {
     worker: &'a Rc<Worker>,
     want: Want<'a>,
     tls: Option<&'a Arc<UpstreamTls>>,
+    offer: Option<&'a Offer>,
     key: &'a Key,
     pool: &'a Rc<Pool>,
 }
@@ -293,6 +299,7 @@ impl Reaching<'_> {
     fn client_tls(&self, context: &Arc<UpstreamTls>) -> Result<Tls, Failure> {
         let client = self.worker.shared.tls.client(context);
         let client = client.map_err(|problem| Failure::connect(&format!("TLS configuration: {problem}")))?;
+        let client = self.offer.map_or_else(|| client.clone(), |offer| client.offering(&offer.names));
         let name = self.key.server_name.as_deref().or(context.sni.as_deref());
         Ok(client.towards(server_name(name)))
     }
