@@ -2,6 +2,7 @@
 
 mod ask;
 mod hash;
+mod limit;
 mod redirect;
 mod timeouts;
 
@@ -9,7 +10,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use crate::cluster::Cluster;
 use crate::cors::Cors;
@@ -173,6 +174,7 @@ fn run(
                 decision.outcome = Outcome::Reply(reply);
                 return Step::Done(decision);
             }
+            Ran::Headers(headers) => ask::replace(world, &mut decision, *headers),
             Ran::Token(effects) => ask::accept(world, &mut decision, &effects, dice),
             Ran::Ask(question) => return Step::Ask(Box::new(Pending { question, decision, at, tried })),
         }
@@ -221,6 +223,8 @@ enum Ran {
     Reply(LocalReply),
     /// The next one runs, on what good tokens made of the request.
     Token(Box<Effects>),
+    /// The next one runs, on the request with these headers.
+    Headers(Box<HeaderMap>),
     /// The filter runs again after this was asked.
     Ask(Question),
 }
@@ -289,6 +293,13 @@ fn run_filter(
                 _ => None,
             };
             inject(decision, other.as_ref().unwrap_or(own), facts, dice).into()
+        }
+        (HttpFilterKind::LocalRateLimit(own), setting) => {
+            let other = match setting {
+                Some(FilterOverride::LocalRateLimit(other)) => Some(other.clone()),
+                _ => None,
+            };
+            limit::run(decision, other.as_ref().unwrap_or(own), facts, now, dice)
         }
         _ => Ran::Next,
     }

@@ -12,6 +12,7 @@ use crate::cors::CorsFilter;
 use crate::ext_authz::ExtAuthz;
 use crate::fault::FaultPolicy;
 use crate::jwt::JwtAuthn;
+use crate::limit::LocalRateLimit;
 use crate::local_reply::LocalReplies;
 use crate::path::PathOptions;
 use crate::rbac::HttpRbac;
@@ -166,6 +167,8 @@ pub enum HttpFilterKind {
     Cors(CorsFilter),
     /// Fault injection.
     Fault(Arc<FaultPolicy>),
+    /// Limits of requests in this process.
+    LocalRateLimit(Arc<LocalRateLimit>),
     /// Counts gRPC messages; the shell's telemetry does so anyway.
     GrpcStats,
 }

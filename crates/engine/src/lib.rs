@@ -33,6 +33,7 @@ pub mod framing;
 pub mod health;
 pub mod http_manager;
 pub mod jwt;
+pub mod limit;
 pub mod listener;
 pub mod local_reply;
 pub mod matcher;

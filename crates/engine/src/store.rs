@@ -152,6 +152,7 @@ impl Store {
     pub fn bootstrap(&mut self, bootstrap: &Bootstrap) -> Result<(), Vec<UpdateError>> {
         self.home = self.home.take().or_else(|| home(bootstrap).map(Arc::new));
         let measures = self.take_overload(bootstrap);
+        self.strings.own_cluster = bootstrap.node.as_ref().map(|node| Arc::from(&*node.cluster)).unwrap_or_default();
         let Some(resources) = &bootstrap.static_resources else { return measures.map_err(|fault| vec![fault]) };
         let update = |type_url: &str, name: &str, body: Vec<u8>| Update {
             type_url: type_url.into(),

@@ -10,6 +10,7 @@ use crate::ext_authz::{Asking, BodyView, Call, ExtAuthz, Verdict};
 use crate::facts::Facts;
 use crate::http_manager::HttpManager;
 use crate::jwt::{Effects, RemoteKeys};
+use crate::limit::LimitReport;
 use crate::metadata::Metadata;
 use crate::moment::Moment;
 use crate::plan::Plan;
@@ -20,7 +21,9 @@ use crate::reply::LocalReply;
 pub struct Asked {
     /// What they said, in order.
     pub guards: Vec<Guard>,
-    /// Headers of authorizers for the response, whoever makes it.
+    /// What filters that limit requests said, in order.
+    pub limits: Vec<LimitReport>,
+    /// Headers of authorizers and limits for the response, whoever makes it.
     pub external: Vec<(HeaderName, HeaderValue)>,
     /// Key sets that should be fetched in the background.
     pub outdated: Vec<Arc<RemoteKeys>>,
@@ -188,6 +191,13 @@ fn resolve_anew(world: World<'_, '_>, changed: &Changed, dice: &mut Dice) -> Opt
     let plain = world.manager.router.suppress_envoy_headers;
     let table = world.plan.routes_of(world.manager)?;
     resolve(table, plain, &changed.facts(world.facts), dice)
+}
+
+/// The request goes on with these headers.
+pub(super) fn replace(world: World<'_, '_>, decision: &mut Decision, headers: HeaderMap) {
+    let mut changed = decision.changed.take().unwrap_or_else(|| Box::new(Changed::of(world.facts)));
+    changed.headers = headers;
+    decision.changed = Some(changed);
 }
 
 /// Does what good tokens do.

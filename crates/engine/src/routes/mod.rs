@@ -24,6 +24,7 @@ use crate::cors::CorsPolicy;
 use crate::ext_authz::ExtAuthzOverride;
 use crate::fault::FaultPolicy;
 use crate::jwt::JwtOverride;
+use crate::limit::{LocalRateLimit, RateLimit};
 use crate::metadata::Metadata;
 use crate::rbac::HttpRbac;
 
@@ -77,6 +78,8 @@ pub struct VirtualHost {
     pub headers: HeaderMutation,
     /// Filter settings for all its routes.
     pub filters: FilterOverrides,
+    /// What requests are counted by, where a filter limits them.
+    pub limits: Box<[RateLimit]>,
     /// Send `x-envoy-attempt-count` upstream. Default false.
     pub attempt_count_in_request: bool,
     /// Send `x-envoy-attempt-count` back. Default false.
@@ -148,6 +151,8 @@ pub enum FilterOverride {
     Jwt(JwtOverride),
     /// Whether and how an authorizer is asked.
     ExtAuthz(ExtAuthzOverride),
+    /// Another limit of requests, with buckets of its own.
+    LocalRateLimit(Arc<LocalRateLimit>),
 }
 
 impl FilterOverrides {

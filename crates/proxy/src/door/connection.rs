@@ -151,6 +151,7 @@ fn first_facts(worker: &Worker, found: &Found, remote: SocketAddr, local: Socket
         tls_version: None,
         tls_cipher: None,
         id: worker.shared.connection_id(),
+        buckets: Default::default(),
     }
 }
 
