@@ -440,8 +440,11 @@ impl Store {
                 cx.field("route_config", |cx| check_clusters(cx, &table, &self.clusters));
             }
         }
-        let listener = Arc::new(cx.finish(built)?);
-        self.listeners.insert(name.clone(), listener);
+        let mut listener = cx.finish(built)?;
+        if let Some(old) = self.listeners.get(name) {
+            listener.chains.keep(&old.chains);
+        }
+        self.listeners.insert(name.clone(), Arc::new(listener));
         self.released.remove(&(kind_of(LISTENER), name.clone()));
         Ok(())
     }

@@ -188,6 +188,7 @@ impl Exchange {
         record.grpc = grpc;
         if let Some(asked) = &mut decision.asked {
             record.guards = std::mem::take(&mut asked.guards);
+            record.limits = std::mem::take(&mut asked.limits);
         }
         record.scheme = head.scheme;
         record.remote = Some(head.remote);

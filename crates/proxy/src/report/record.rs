@@ -11,6 +11,7 @@ use engine::decide::Guard;
 use engine::decide::Matched;
 use engine::facts::Protocol;
 use engine::metadata::Metadata;
+use engine::limit::LimitReport;
 use engine::rbac::RbacReport;
 use engine::reply::Flags;
 use engine::{Cluster, ConnectionFacts, Endpoint, FilterChain, Listener};
@@ -164,6 +165,8 @@ pub struct Record {
     pub rbac: Vec<RbacReport>,
     /// What token filters and authorizers said, in order.
     pub guards: Vec<Guard>,
+    /// What filters that limit requests said, in order.
+    pub limits: Vec<LimitReport>,
     /// What filters told those behind them (`%DYNAMIC_METADATA%`).
     pub metadata: Option<Box<Metadata>>,
     /// The body of an answer of the proxy's own while it is brought into its form (`%LOCAL_REPLY_BODY%`).
@@ -211,6 +214,7 @@ impl Record {
             origin: None,
             rbac: Vec::new(),
             guards: Vec::new(),
+            limits: Vec::new(),
             metadata: None,
             local_body: None,
             complete: false,
