@@ -56,7 +56,7 @@ pub struct Decision {
     pub flags: Flags,
     /// The request as filters changed it; `None`: as it came.
     pub changed: Option<Box<Changed>>,
-    /// What came of token filters and authorizers; `None`: there was nothing to ask.
+    /// What came of token filters, authorizers and limits; `None`: there was nothing to ask.
     pub asked: Option<Box<Asked>>,
 }
 

@@ -160,9 +160,7 @@ fn filter_kind(cx: &mut Context<'_>, message: &hcm::HttpFilter, any: &Any) -> Op
         filters::EXT_AUTHZ => HttpFilterKind::ExtAuthz(Arc::new(super::ext_authz::filter(cx, any)?)),
         filters::CORS => HttpFilterKind::Cors(CorsFilter),
         filters::FAULT => HttpFilterKind::Fault(Arc::new(filters::fault(cx, any)?)),
-        filters::LOCAL_RATE_LIMIT => {
-            HttpFilterKind::LocalRateLimit(Arc::new(super::limit::filter(cx, any, false)?))
-        }
+        filters::LOCAL_RATE_LIMIT => HttpFilterKind::LocalRateLimit(Arc::new(super::limit::filter(cx, any, false)?)),
         "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig" => HttpFilterKind::GrpcStats,
         // Whoever accepts compressed answers takes others as well; Istio's own filters say what the proxy does anyway.
         "envoy.extensions.filters.http.compressor.v3.Compressor" => return Some(None),

@@ -131,9 +131,8 @@ fn descriptor(cx: &mut Context<'_>, message: &common::LocalRateLimitDescriptor) 
     if message.entries.is_empty() {
         return cx.field("entries", |cx| cx.refuse("at least one is required"));
     }
-    let entries = cx.list("entries", &message.entries, |cx, entry| {
-        Some((cx.needed("key", &entry.key)?, cx.share(&entry.value)))
-    });
+    let entries =
+        cx.list("entries", &message.entries, |cx, entry| Some((cx.needed("key", &entry.key)?, cx.share(&entry.value))));
     let bucket = cx.required("token_bucket", message.token_bucket.as_ref(), |cx, message| bucket(cx, message, true))?;
     Some(DescriptorLimit { entries, bucket, shadow: message.shadow_mode })
 }
@@ -275,10 +274,7 @@ fn action(cx: &mut Context<'_>, message: &route::rate_limit::Action) -> Option<A
     }
 }
 
-fn address_match(
-    cx: &mut Context<'_>,
-    rule: &route::rate_limit::action::RemoteAddressMatch,
-) -> Option<Action> {
+fn address_match(cx: &mut Context<'_>, rule: &route::rate_limit::action::RemoteAddressMatch) -> Option<Action> {
     use proto::envoy::config::core::v3::CidrRange;
     let text = cx.needed("descriptor_value", &rule.descriptor_value)?;
     let value = cx.field("descriptor_value", |cx| template(cx, &text))?;
@@ -294,8 +290,8 @@ fn address_match(
 }
 
 fn metadata_action(cx: &mut Context<'_>, rule: &route::rate_limit::action::MetaData) -> Option<Action> {
-    use route::rate_limit::action::meta_data::Source;
     use metadata::metadata_key::path_segment::Segment;
+    use route::rate_limit::action::meta_data::Source;
     let of_route = match Source::try_from(rule.source) {
         Ok(Source::Dynamic) => false,
         Ok(Source::RouteEntry) => true,

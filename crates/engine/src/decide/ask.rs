@@ -16,10 +16,10 @@ use crate::moment::Moment;
 use crate::plan::Plan;
 use crate::reply::LocalReply;
 
-/// What came of token filters and authorizers.
+/// What came of token filters, authorizers and limits.
 #[derive(Debug, Default)]
 pub struct Asked {
-    /// What they said, in order.
+    /// What token filters and authorizers said, in order.
     pub guards: Vec<Guard>,
     /// What filters that limit requests said, in order.
     pub limits: Vec<LimitReport>,

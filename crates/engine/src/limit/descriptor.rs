@@ -242,7 +242,9 @@ fn canonical(address: IpAddr) -> IpAddr {
 /// Of several headers with the name only the first counts.
 fn first_value<'a>(key: &HeaderKey, facts: &Facts<'a>) -> Option<Cow<'a, str>> {
     match key {
-        HeaderKey::Name(name) => facts.headers.get(name).map(|value| String::from_utf8_lossy(HeaderValue::as_bytes(value))),
+        HeaderKey::Name(name) => {
+            facts.headers.get(name).map(|value| String::from_utf8_lossy(HeaderValue::as_bytes(value)))
+        }
         other => match other.value(facts)? {
             Cow::Borrowed(bytes) => Some(String::from_utf8_lossy(bytes)),
             Cow::Owned(bytes) => Some(Cow::Owned(String::from_utf8_lossy(&bytes).into_owned())),

@@ -140,7 +140,9 @@ impl Limiter {
                 _ => {}
             }
         }
-        matches.first().map_or(Word { allowed: true, bucket: None, shadow: false, told: None }, |found| found.word(true))
+        matches
+            .first()
+            .map_or(Word { allowed: true, bucket: None, shadow: false, told: None }, |found| found.word(true))
     }
 
     fn find<'d>(&self, descriptor: &'d Descriptor<'d>) -> Option<Match<'d>> {

@@ -53,7 +53,8 @@ fn a_bucket_outlives_the_same_configuration() {
 
 #[test]
 fn a_connection_has_its_own() {
-    let fields = "token_bucket: {max_tokens: 1, fill_interval: 3600s}, local_rate_limit_per_downstream_connection: true";
+    let fields =
+        "token_bucket: {max_tokens: 1, fill_interval: 3600s}, local_rate_limit_per_downstream_connection: true";
     let world = World::new(HOSTS, &filter(fields));
     let (one, other) = (Ask::new("GET shop/"), Ask::new("GET shop/"));
     assert_eq!((status(&world.plan, &one), status(&world.plan, &one)), (200, 429));
@@ -62,7 +63,10 @@ fn a_connection_has_its_own() {
 
 #[test]
 fn it_says_what_it_did() {
-    let world = World::new(HOSTS, &filter("token_bucket: {max_tokens: 1, fill_interval: 3600s}, enable_x_ratelimit_headers: 1"));
+    let world = World::new(
+        HOSTS,
+        &filter("token_bucket: {max_tokens: 1, fill_interval: 3600s}, enable_x_ratelimit_headers: 1"),
+    );
     let ask = Ask::new("GET shop/");
     for said in [LimitSaid::Ok, LimitSaid::Refused] {
         let (decision, _) = world.decide(&ask, &mut Dice::new(1));
@@ -78,19 +82,33 @@ fn what_is_refused() {
     let good = "token_bucket: {max_tokens: 1, fill_interval: 1s}";
     let key = "descriptors: [{entries: [{key: k}], token_bucket: {max_tokens: 1, fill_interval: 1s}}]";
     for (fields, reason) in [
-        ("token_bucket: {max_tokens: 1, fill_interval: 0.049s}".to_owned(), "token_bucket.fill_interval: must be at least"),
+        (
+            "token_bucket: {max_tokens: 1, fill_interval: 0.049s}".to_owned(),
+            "token_bucket.fill_interval: must be at least",
+        ),
         ("token_bucket: {max_tokens: 0}".to_owned(), "fill_interval: must be at least"),
         ("token_bucket: {max_tokens: 1, fill_interval: 1s, tokens_per_fill: 0}".to_owned(), "tokens_per_fill: must be"),
         (format!("{good}, stage: 11"), "stage: must be at most 10"),
         (format!("{good}, status: {{code: 450}}"), "status.code: is no status"),
         (format!("{good}, max_dynamic_descriptors: 0"), "max_dynamic_descriptors: must be at least 1"),
         (format!("{good}, local_cluster_rate_limit: {{}}"), "local_cluster_rate_limit"),
-        (format!("{good}, descriptors: [{{entries: [], token_bucket: {{max_tokens: 1, fill_interval: 1s}}}}]"), "entries: at least"),
-        (format!("{key}, rate_limits: [{{actions: []}}]"), "rate_limits[0].actions: at least one"),
-        (format!("{key}, rate_limits: [{{actions: [{{remote_address: {{}}}}], stage: 0}}]"), "are for the rules of routes"),
-        (format!("{key}, rate_limits: [{{actions: [{{remote_address: {{}}}}], hits_addend: {{}}}}]"), "hits_addend: either"),
         (
-            format!("{key}, rate_limits: [{{actions: [{{remote_address: {{}}}}], hits_addend: {{format: '%BYTES_RECEIVED%'}}}}]"),
+            format!("{good}, descriptors: [{{entries: [], token_bucket: {{max_tokens: 1, fill_interval: 1s}}}}]"),
+            "entries: at least",
+        ),
+        (format!("{key}, rate_limits: [{{actions: []}}]"), "rate_limits[0].actions: at least one"),
+        (
+            format!("{key}, rate_limits: [{{actions: [{{remote_address: {{}}}}], stage: 0}}]"),
+            "are for the rules of routes",
+        ),
+        (
+            format!("{key}, rate_limits: [{{actions: [{{remote_address: {{}}}}], hits_addend: {{}}}}]"),
+            "hits_addend: either",
+        ),
+        (
+            format!(
+                "{key}, rate_limits: [{{actions: [{{remote_address: {{}}}}], hits_addend: {{format: '%BYTES_RECEIVED%'}}}}]"
+            ),
             "hits_addend.format: only",
         ),
         (
@@ -98,7 +116,9 @@ fn what_is_refused() {
             "v4_prefix_mask_len: must be at most 32",
         ),
         (
-            format!("{key}, rate_limits: [{{actions: [{{metadata: {{descriptor_key: m, source: 2, metadata_key: {{key: a, path: [{{key: b}}]}}}}}}]}}]"),
+            format!(
+                "{key}, rate_limits: [{{actions: [{{metadata: {{descriptor_key: m, source: 2, metadata_key: {{key: a, path: [{{key: b}}]}}}}}}]}}]"
+            ),
             "metadata.source: only",
         ),
     ] {
