@@ -279,3 +279,99 @@ fn number(text: &str) -> Option<u64> {
     let number: f64 = text.trim().parse().ok()?;
     (0.0..=MOST_HITS).contains(&number).then_some(number as u64)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::time::SystemTime;
+
+    use http::{HeaderMap, HeaderName};
+
+    use super::*;
+    use crate::facts::{ConnectionFacts, Protocol};
+
+    fn connection() -> ConnectionFacts {
+        let remote = SocketAddr::from(([192, 0, 2, 1], 4711));
+        ConnectionFacts {
+            direct_remote: remote,
+            remote,
+            local: remote,
+            server_name: None,
+            tls: false,
+            application_protocols: Vec::new(),
+            negotiated_protocol: None,
+            peer: None,
+            tls_version: None,
+            tls_cipher: None,
+            id: 1,
+            buckets: Default::default(),
+        }
+    }
+
+    /// The descriptor that a rule makes of a request, as `key=value` words.
+    fn made(rule: &RateLimit, path: &str, headers: &[(&'static str, &'static str)]) -> Option<(String, Option<u64>)> {
+        let pairs = headers.iter().map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v)));
+        let (headers, connection) = (pairs.collect::<HeaderMap>(), connection());
+        let facts = Facts {
+            connection: &connection,
+            method: "GET",
+            path,
+            authority: "shop",
+            scheme: "http",
+            headers: &headers,
+            protocol: Protocol::Http11,
+            remote: connection.remote.ip(),
+            started: SystemTime::UNIX_EPOCH,
+            metadata: None,
+        };
+        let descriptor = rule.descriptor(Request { facts: &facts, matched: None }, true)?;
+        let words: Vec<_> = descriptor.entries.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        Some((words.join(" "), descriptor.hits))
+    }
+
+    fn rule(actions: Vec<Action>, hits: Option<Hits>) -> RateLimit {
+        RateLimit { stage: 0, off: false, actions, hits, gives_back: false, told: None }
+    }
+
+    fn header(optional: bool) -> Action {
+        Action::Header { key: "h".into(), header: HeaderKey::parse("x-a").unwrap(), optional }
+    }
+
+    fn query(optional: bool) -> Action {
+        Action::Query { key: "q".into(), parameter: "a b".into(), optional }
+    }
+
+    #[test]
+    fn entries_in_order() {
+        let fixed = Action::Fixed("k".into(), "v".into());
+        let both = rule(vec![fixed, header(false), Action::MaskedRemoteAddress { v4: 24, v6: 64 }], None);
+        let made = |headers: &[_]| made(&both, "/", headers).map(|(text, _)| text);
+        assert_eq!(made(&[("x-a", "1"), ("x-a", "2")]).unwrap(), "k=v h=1 masked_remote_address=192.0.2.0/24");
+        assert_eq!(made(&[]), None, "one is missing");
+    }
+
+    #[test]
+    fn queries_are_decoded() {
+        let made = |rule: &RateLimit, path: &str| made(rule, path, &[]).map(|(text, _)| text);
+        let strict = rule(vec![query(false)], None);
+        assert_eq!(made(&strict, "/x?a%20b=c%2Bd+e&a%20b=2").unwrap(), "q=c+d+e");
+        assert_eq!(made(&strict, "/x?a%20b").unwrap(), "q=");
+        assert_eq!((made(&strict, "/x?c=1"), made(&strict, "/x")), (None, None));
+        assert_eq!(made(&rule(vec![query(true), header(true)], None), "/x").unwrap(), "", "all are left out");
+    }
+
+    #[test]
+    fn hits_are_whole_numbers() {
+        let said = Hits::Said(Template::parse("%REQ(x-n)%").unwrap());
+        let counted = rule(vec![Action::DestinationCluster], Some(said.clone()));
+        assert_eq!(made(&counted, "/", &[("x-n", "1")]), None, "there is no route");
+        let counted = rule(vec![Action::RemoteAddress], Some(said));
+        let hits = |text: &'static str| made(&counted, "/", &[("x-n", text)]).map(|(_, hits)| hits.unwrap());
+        assert_eq!(
+            [hits("3"), hits(" 2.9 "), hits("0"), hits("1e9")],
+            [Some(3), Some(2), Some(0), Some(1_000_000_000)]
+        );
+        assert_eq!([hits("-1"), hits("many"), hits("NaN"), hits("1000000001")], [None; 4]);
+        assert_eq!(made(&counted, "/", &[]), None);
+    }
+}

@@ -89,7 +89,7 @@ fn what_is_refused() {
         ("token_bucket: {max_tokens: 0}".to_owned(), "fill_interval: must be at least"),
         ("token_bucket: {max_tokens: 1, fill_interval: 1s, tokens_per_fill: 0}".to_owned(), "tokens_per_fill: must be"),
         (format!("{good}, stage: 11"), "stage: must be at most 10"),
-        (format!("{good}, status: {{code: 450}}"), "status.code: is no status"),
+        (format!("{good}, status: {{code: 0}}"), "status.code: is no status"),
         (format!("{good}, max_dynamic_descriptors: 0"), "max_dynamic_descriptors: must be at least 1"),
         (format!("{good}, local_cluster_rate_limit: {{}}"), "local_cluster_rate_limit"),
         (
@@ -147,7 +147,7 @@ fn connections_share_a_bucket_by_key() {
     let network = |key: &str, tokens: u32| {
         let kind = "type.googleapis.com/envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit";
         let filter = format!(
-            "  - filters:\n      - {{name: limit, typed_config: {{'@type': {kind}, stat_prefix: n, share_key: '{key}', \
+            "  - filters:\n      - {{name: limit, typed_config: {{'@type': {kind}, stat_prefix: net, share_key: '{key}', \
              token_bucket: {{max_tokens: {tokens}, fill_interval: 3600s}}}}}}\n"
         );
         listener(HOSTS, "", "").replace("  - filters:\n", &filter)
