@@ -74,6 +74,7 @@ fn stranger() -> ConnectionFacts {
         tls_version: None,
         tls_cipher: None,
         id: 1,
+        buckets: Default::default(),
     }
 }
 

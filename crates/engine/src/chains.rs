@@ -89,6 +89,15 @@ impl ChainTable {
         Ok(table)
     }
 
+    /// Goes on with chains of the listener's former self that have not changed, and with what they hold: buckets of limits.
+    pub(crate) fn keep(&mut self, old: &Self) {
+        for chain in self.chains.iter_mut().chain(&mut self.default) {
+            if let Some(same) = old.iter().find(|one| one.version == chain.version && one.name == chain.name) {
+                *chain = same.clone();
+            }
+        }
+    }
+
     /// All chains in the order of the configuration, the default chain last.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<FilterChain>> {
         self.chains.iter().chain(&self.default)

@@ -2,6 +2,7 @@
 
 mod ask;
 mod hash;
+mod limit;
 mod redirect;
 mod timeouts;
 
@@ -9,7 +10,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use crate::cluster::Cluster;
 use crate::cors::Cors;
@@ -57,7 +58,7 @@ pub struct Decision {
     pub changed: Option<Box<Changed>>,
     /// Where in the manager's list the filter stands that says what upstreams are offered by ALPN.
     pub alpn: Option<usize>,
-    /// What came of token filters and authorizers; `None`: there was nothing to ask.
+    /// What came of token filters, authorizers and limits; `None`: there was nothing to ask.
     pub asked: Option<Box<Asked>>,
 }
 
@@ -178,6 +179,7 @@ fn run(
                 decision.outcome = Outcome::Reply(reply);
                 return Step::Done(decision);
             }
+            Ran::Headers(headers) => ask::replace(world, &mut decision, *headers),
             Ran::Token(effects) => ask::accept(world, &mut decision, &effects, dice),
             Ran::Change => ask::change(world, &mut decision, filter),
             Ran::Offer => decision.alpn = Some(at),
@@ -236,6 +238,8 @@ enum Ran {
     Change,
     /// The next one runs; this one says what upstreams are offered.
     Offer,
+    /// The next one runs, on the request with these headers.
+    Headers(Box<HeaderMap>),
     /// The filter runs again after this was asked.
     Ask(Question),
 }
@@ -312,6 +316,13 @@ fn run_filter(
             Ran::Ask(Question::Health(Arc::clone(filter)))
         }
         (HttpFilterKind::Alpn(_), _) => Ran::Offer,
+        (HttpFilterKind::LocalRateLimit(own), setting) => {
+            let other = match setting {
+                Some(FilterOverride::LocalRateLimit(other)) => Some(other.clone()),
+                _ => None,
+            };
+            limit::run(decision, other.as_ref().unwrap_or(own), facts, now, dice)
+        }
         _ => Ran::Next,
     }
 }

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use http::HeaderMap;
 
+use crate::limit::ConnectionBuckets;
 use crate::metadata::Metadata;
 
 /// What is known since the connection was accepted; it does not change from request to request.
@@ -33,6 +34,8 @@ pub struct ConnectionFacts {
     pub tls_cipher: Option<&'static str>,
     /// Number of the connection in this process.
     pub id: u64,
+    /// Buckets of its own, where a filter limits the requests of each connection.
+    pub buckets: ConnectionBuckets,
 }
 
 /// What a client's certificate says.

@@ -15,6 +15,7 @@ use crate::ext_authz::ExtAuthz;
 use crate::fault::FaultPolicy;
 use crate::health_filter::HealthCheckFilter;
 use crate::jwt::JwtAuthn;
+use crate::limit::LocalRateLimit;
 use crate::local_reply::LocalReplies;
 use crate::metadata::MetadataAddition;
 use crate::mutation::HeaderMutationFilter;
@@ -106,19 +107,20 @@ impl HttpManager {
         self.internal_addresses.iter().any(|range| range.contains(&address.to_canonical()))
     }
 
-    /// Whether a decision may have to ask outside (fetch keys, ask an authorizer, wait for a body), or may change the request.
+    /// Whether a decision may have to ask outside: fetch keys, ask an authorizer, wait for a body, know how the process does.
     #[must_use]
     pub fn asks(&self) -> bool {
         self.filters.iter().any(|filter| match &filter.kind {
             HttpFilterKind::Jwt(_)
             | HttpFilterKind::ExtAuthz(_)
-            | HttpFilterKind::HeaderMutation(_)
-            | HttpFilterKind::Metadata(_)
             | HttpFilterKind::Buffer(_)
             | HttpFilterKind::HealthCheck(_) => true,
             HttpFilterKind::Rbac(_)
             | HttpFilterKind::Cors(_)
             | HttpFilterKind::Fault(_)
+            | HttpFilterKind::HeaderMutation(_)
+            | HttpFilterKind::Metadata(_)
+            | HttpFilterKind::LocalRateLimit(_)
             | HttpFilterKind::Alpn(_)
             | HttpFilterKind::GrpcStats => false,
         })
@@ -218,6 +220,8 @@ pub enum HttpFilterKind {
     HealthCheck(Arc<HealthCheckFilter>),
     /// What upstreams are offered by ALPN.
     Alpn(AlpnOverrides),
+    /// Limits of requests in this process.
+    LocalRateLimit(Arc<LocalRateLimit>),
     /// Counts gRPC messages; the shell's telemetry does so anyway.
     GrpcStats,
 }

@@ -35,6 +35,7 @@ pub mod health;
 pub mod health_filter;
 pub mod http_manager;
 pub mod jwt;
+pub mod limit;
 pub mod listener;
 pub mod local_reply;
 pub mod matcher;

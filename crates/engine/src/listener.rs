@@ -10,6 +10,7 @@ use bytes::Bytes;
 use crate::access_log::AccessLog;
 use crate::chains::ChainTable;
 use crate::http_manager::HttpManager;
+use crate::limit::ConnectionRateLimit;
 use crate::metadata::Metadata;
 use crate::rbac::NetworkRbac;
 use crate::tls::DownstreamTls;
@@ -274,6 +275,8 @@ pub enum NetworkFilter {
         /// How long a refused connection is held before it is closed.
         delay: Option<Duration>,
     },
+    /// A limit of how fast connections may come.
+    RateLimit(Arc<ConnectionRateLimit>),
     /// Something known by its type that the shell may act on (Istio's metadata exchange and statistics).
     Extension(Extension),
 }

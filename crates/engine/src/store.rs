@@ -152,6 +152,7 @@ impl Store {
     pub fn bootstrap(&mut self, bootstrap: &Bootstrap) -> Result<(), Vec<UpdateError>> {
         self.home = self.home.take().or_else(|| home(bootstrap).map(Arc::new));
         let measures = self.take_overload(bootstrap);
+        self.strings.own_cluster = bootstrap.node.as_ref().map(|node| Arc::from(&*node.cluster)).unwrap_or_default();
         let Some(resources) = &bootstrap.static_resources else { return measures.map_err(|fault| vec![fault]) };
         let update = |type_url: &str, name: &str, body: Vec<u8>| Update {
             type_url: type_url.into(),
@@ -439,8 +440,11 @@ impl Store {
                 cx.field("route_config", |cx| check_clusters(cx, &table, &self.clusters));
             }
         }
-        let listener = Arc::new(cx.finish(built)?);
-        self.listeners.insert(name.clone(), listener);
+        let mut listener = cx.finish(built)?;
+        if let Some(old) = self.listeners.get(name) {
+            listener.chains.keep(&old.chains);
+        }
+        self.listeners.insert(name.clone(), Arc::new(listener));
         self.released.remove(&(kind_of(LISTENER), name.clone()));
         Ok(())
     }

@@ -70,6 +70,7 @@ fn connection(caller: &Caller) -> ConnectionFacts {
         tls_version: None,
         tls_cipher: None,
         id: 1,
+        buckets: Default::default(),
     }
 }
 

@@ -21,6 +21,7 @@ pub(super) const CORS: &str = "envoy.extensions.filters.http.cors.v3.Cors";
 pub(super) const FAULT: &str = "envoy.extensions.filters.http.fault.v3.HTTPFault";
 pub(super) const JWT: &str = "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication";
 pub(super) const EXT_AUTHZ: &str = "envoy.extensions.filters.http.ext_authz.v3.ExtAuthz";
+pub(super) const LOCAL_RATE_LIMIT: &str = "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit";
 const EXT_AUTHZ_PER_ROUTE: &str = "envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute";
 const JWT_PER_ROUTE: &str = "envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig";
 const RBAC_PER_ROUTE: &str = "envoy.extensions.filters.http.rbac.v3.RBACPerRoute";
@@ -167,6 +168,7 @@ fn filter_override(cx: &mut Context<'_>, any: &Any) -> Option<Option<FilterOverr
         }
         FAULT => FilterOverride::Fault(Arc::new(fault(cx, any)?)),
         EXT_AUTHZ_PER_ROUTE => FilterOverride::ExtAuthz(super::ext_authz::route(cx, any)?),
+        LOCAL_RATE_LIMIT => FilterOverride::LocalRateLimit(Arc::new(super::limit::filter(cx, any, true)?)),
         JWT_PER_ROUTE => FilterOverride::Jwt(super::jwt::route(cx, any)?),
         mutation::PER_ROUTE => FilterOverride::Mutations(Arc::new(mutation::route(cx, any)?)),
         request_filters::BUFFER_PER_ROUTE => request_filters::buffer_per_route(cx, any)?,
@@ -176,15 +178,16 @@ fn filter_override(cx: &mut Context<'_>, any: &Any) -> Option<Option<FilterOverr
 }
 
 fn is_known(name: &str) -> bool {
-    matches!(
-        name,
-        RBAC_PER_ROUTE
-            | CORS_POLICY
-            | FAULT
-            | FILTER_CONFIG
-            | JWT_PER_ROUTE
-            | EXT_AUTHZ_PER_ROUTE
-            | mutation::PER_ROUTE
-            | request_filters::BUFFER_PER_ROUTE
-    )
+    let own = [
+        RBAC_PER_ROUTE,
+        CORS_POLICY,
+        FAULT,
+        FILTER_CONFIG,
+        JWT_PER_ROUTE,
+        EXT_AUTHZ_PER_ROUTE,
+        LOCAL_RATE_LIMIT,
+        mutation::PER_ROUTE,
+        request_filters::BUFFER_PER_ROUTE,
+    ];
+    own.contains(&name)
 }

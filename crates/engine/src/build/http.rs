@@ -165,6 +165,7 @@ fn filter_kind(cx: &mut Context<'_>, message: &hcm::HttpFilter, any: &Any) -> Op
         request_filters::BUFFER => HttpFilterKind::Buffer(request_filters::buffer(cx, any)?),
         request_filters::HEALTH_CHECK => HttpFilterKind::HealthCheck(Arc::new(request_filters::health_check(cx, any)?)),
         request_filters::ALPN => HttpFilterKind::Alpn(request_filters::alpn(cx, any)?),
+        filters::LOCAL_RATE_LIMIT => HttpFilterKind::LocalRateLimit(Arc::new(super::limit::filter(cx, any, false)?)),
         "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig" => HttpFilterKind::GrpcStats,
         // Whoever accepts compressed answers takes others as well; Istio's own filters say what the proxy does anyway.
         "envoy.extensions.filters.http.compressor.v3.Compressor" => return Some(None),

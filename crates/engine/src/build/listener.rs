@@ -313,6 +313,9 @@ fn typed_filter(cx: &mut Context<'_>, name: &str, any: &Any) -> Option<Option<Ne
             let max = message.max_connections.as_ref().map_or(0, |max| max.value);
             NetworkFilter::ConnectionLimit { max, delay: cx.duration("delay", message.delay.as_ref()) }
         }
+        "envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit" => {
+            NetworkFilter::RateLimit(Arc::new(super::limit::connections(cx, any)?))
+        }
         known if SHELL_EXTENSIONS.contains(&known) => NetworkFilter::Extension(extension(cx, name, any)),
         other => return cx.refuse(format!("the network filter {other} is not implemented")),
     };

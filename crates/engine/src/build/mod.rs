@@ -8,6 +8,7 @@ mod filters;
 mod health;
 mod http;
 mod jwt;
+mod limit;
 mod listener;
 mod local_reply;
 mod mutation;
@@ -29,6 +30,7 @@ use prost::Message;
 use proto::google::protobuf::{Any, BoolValue, Duration as ProtoDuration, UInt32Value};
 
 use crate::jwt::{RemoteKeys, RemoteSource};
+use crate::limit::{BucketPlan, TokenBucket};
 use crate::store::Fault;
 
 pub(crate) use cluster::cluster;
@@ -45,6 +47,10 @@ pub(crate) struct Strings {
     after_pruning: usize,
     /// Key sets that are fetched, by their source: a new plan goes on with what is known.
     remote_keys: HashMap<RemoteSource, Weak<RemoteKeys>>,
+    /// Buckets that filters share, by their key and how they are made.
+    buckets: Vec<(Arc<str>, BucketPlan, Weak<TokenBucket>)>,
+    /// The cluster that the bootstrap's node is of. Default empty.
+    pub(crate) own_cluster: Arc<str>,
 }
 
 impl Strings {
@@ -65,6 +71,18 @@ impl Strings {
         }
         let new = Arc::new(RemoteKeys::new(source.clone()));
         self.remote_keys.insert(source, Arc::downgrade(&new));
+        new
+    }
+
+    /// One bucket for each key, as long as a filter holds it; one that is made in another way is another.
+    fn bucket(&mut self, key: &str, plan: BucketPlan) -> Arc<TokenBucket> {
+        self.buckets.retain(|(_, _, bucket)| bucket.strong_count() > 0);
+        let mut known = self.buckets.iter().filter(|(name, made, _)| **name == *key && *made == plan);
+        if let Some(bucket) = known.find_map(|(_, _, bucket)| bucket.upgrade()) {
+            return bucket;
+        }
+        let new = plan.open();
+        self.buckets.push((key.into(), plan, Arc::downgrade(&new)));
         new
     }
 
@@ -190,6 +208,15 @@ impl<'s> Context<'s> {
 
     pub(crate) fn remote_keys(&mut self, source: RemoteSource) -> Arc<RemoteKeys> {
         self.strings.remote_keys(source)
+    }
+
+    pub(crate) fn shared_bucket(&mut self, key: &str, plan: BucketPlan) -> Arc<TokenBucket> {
+        self.strings.bucket(key, plan)
+    }
+
+    /// The cluster that the bootstrap's node is of.
+    pub(crate) fn own_cluster(&self) -> Arc<str> {
+        self.strings.own_cluster.clone()
     }
 
     /// A text that may be absent, which protobuf writes as empty.

@@ -139,6 +139,7 @@ fn virtual_host(
             &message.response_headers_to_add,
         ),
         filters: host_filters,
+        limits: cx.list("rate_limits", &message.rate_limits, super::limit::rule).into(),
         attempt_count_in_request: message.include_request_attempt_count,
         attempt_count_in_response: message.include_attempt_count_in_response,
         metadata: Metadata::from_proto(message.metadata.as_ref()),
@@ -244,7 +245,7 @@ pub(super) fn route_match(cx: &mut Context<'_>, message: &xds::RouteMatch) -> Op
     })
 }
 
-fn query(cx: &mut Context<'_>, message: &xds::QueryParameterMatcher) -> Option<QueryMatcher> {
+pub(super) fn query(cx: &mut Context<'_>, message: &xds::QueryParameterMatcher) -> Option<QueryMatcher> {
     use xds::query_parameter_matcher::QueryParameterMatchSpecifier as Kind;
     let name = cx.needed("name", &message.name)?;
     let pattern = match &message.query_parameter_match_specifier {

@@ -74,6 +74,7 @@ pub(super) fn forward(
         priority: if message.priority == 1 { Priority::High } else { Priority::Default },
         hash: cx.list("hash_policy", &message.hash_policy, hash_policy),
         upgrades: cx.list("upgrade_configs", &message.upgrade_configs, upgrade),
+        limits: super::limit::route_rules(cx, message),
     })
 }
 

@@ -11,17 +11,20 @@ use crate::facts::Facts;
 use crate::health_filter::HealthCheckFilter;
 use crate::http_manager::{HttpFilter, HttpFilterKind, HttpManager};
 use crate::jwt::{Effects, RemoteKeys};
+use crate::limit::LimitReport;
 use crate::metadata::Metadata;
 use crate::moment::Moment;
 use crate::plan::Plan;
 use crate::reply::LocalReply;
 
-/// What came of token filters and authorizers.
+/// What came of token filters, authorizers and limits.
 #[derive(Debug, Default)]
 pub struct Asked {
-    /// What they said, in order.
+    /// What token filters and authorizers said, in order.
     pub guards: Vec<Guard>,
-    /// Headers of authorizers for the response, whoever makes it.
+    /// What filters that limit requests said, in order.
+    pub limits: Vec<LimitReport>,
+    /// Headers of authorizers and limits for the response, whoever makes it.
     pub external: Vec<(HeaderName, HeaderValue)>,
     /// Key sets that should be fetched in the background.
     pub outdated: Vec<Arc<RemoteKeys>>,
@@ -241,6 +244,13 @@ fn resolve_anew(world: World<'_, '_>, changed: &Changed, dice: &mut Dice) -> Opt
     let plain = world.manager.router.suppress_envoy_headers;
     let table = world.plan.routes_of(world.manager)?;
     resolve(table, plain, &changed.facts(world.facts), dice)
+}
+
+/// The request goes on with these headers.
+pub(super) fn replace(world: World<'_, '_>, decision: &mut Decision, headers: HeaderMap) {
+    let mut changed = decision.changed.take().unwrap_or_else(|| Box::new(Changed::of(world.facts)));
+    changed.headers = headers;
+    decision.changed = Some(changed);
 }
 
 /// Does what good tokens do.

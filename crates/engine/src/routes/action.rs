@@ -8,6 +8,7 @@ use http::{HeaderName, StatusCode};
 use super::FilterOverrides;
 use crate::dice::Fraction;
 use crate::format::Template;
+use crate::limit::RouteRules;
 use crate::matcher::{HeaderKey, PathTemplate, Substitution, TemplateRewrite};
 use crate::retry::RetryPolicy;
 
@@ -60,6 +61,8 @@ pub struct ForwardAction {
     pub hash: Vec<HashPolicy>,
     /// Upgrades, for whom the manager's list does not count.
     pub upgrades: Vec<Upgrade>,
+    /// What requests are counted by, where a filter limits them.
+    pub limits: Option<Box<RouteRules>>,
 }
 
 /// An upgrade that a route names (`envoy.config.route.v3.RouteAction.UpgradeConfig`).

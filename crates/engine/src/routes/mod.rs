@@ -24,6 +24,7 @@ use crate::cors::CorsPolicy;
 use crate::ext_authz::ExtAuthzOverride;
 use crate::fault::FaultPolicy;
 use crate::jwt::JwtOverride;
+use crate::limit::{LocalRateLimit, RateLimit};
 use crate::metadata::Metadata;
 use crate::mutation::Mutations;
 use crate::rbac::HttpRbac;
@@ -78,6 +79,8 @@ pub struct VirtualHost {
     pub headers: HeaderMutation,
     /// Filter settings for all its routes.
     pub filters: FilterOverrides,
+    /// What requests are counted by, where a filter limits them.
+    pub limits: Box<[RateLimit]>,
     /// Send `x-envoy-attempt-count` upstream. Default false.
     pub attempt_count_in_request: bool,
     /// Send `x-envoy-attempt-count` back. Default false.
@@ -153,6 +156,8 @@ pub enum FilterOverride {
     Mutations(Arc<Mutations>),
     /// Another limit of bodies that are waited for, bytes.
     Buffer(u64),
+    /// Another limit of requests, with buckets of its own.
+    LocalRateLimit(Arc<LocalRateLimit>),
 }
 
 impl FilterOverrides {

@@ -5,6 +5,7 @@ mod external;
 mod filters;
 mod growth;
 mod heads;
+mod limits;
 mod plans;
 mod routing;
 mod sizes;

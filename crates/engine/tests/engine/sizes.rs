@@ -128,6 +128,7 @@ fn connection(size: u32) -> ConnectionFacts {
         tls_version: None,
         tls_cipher: None,
         id: 7,
+        buckets: Default::default(),
     }
 }
 

@@ -171,6 +171,7 @@ pub(crate) fn connection() -> ConnectionFacts {
         tls_version: None,
         tls_cipher: None,
         id: 7,
+        buckets: Default::default(),
     }
 }
 

@@ -151,6 +151,7 @@ fn first_facts(worker: &Worker, found: &Found, remote: SocketAddr, local: Socket
         tls_version: None,
         tls_cipher: None,
         id: worker.shared.connection_id(),
+        buckets: Default::default(),
     }
 }
 
@@ -259,6 +260,12 @@ async fn hand_over(worker: &Rc<Worker>, connection: Connection, stream: Stream) 
                     return None;
                 }
             }
+            NetworkFilter::RateLimit(limit) => {
+                if !limit.admits(worker.shared.at(tokio::time::Instant::now())) {
+                    too_fast(worker, &connection, said, &limit.stat_prefix);
+                    return None;
+                }
+            }
             NetworkFilter::SniCluster => cluster = connection.downstream.facts.server_name.clone(),
             NetworkFilter::Extension(_) => {}
             NetworkFilter::Http(manager) => {
@@ -324,6 +331,21 @@ fn tls_failed(
     worker.tally.handshake_failed(listener, cause);
     let remote = facts.remote;
     tracing::info!(event = "tls-refused", listener = %listener.name, chain = %chain.name, %remote, cause, %failure);
+}
+
+/// A connection that a limit of connections refused.
+fn too_fast(worker: &Worker, connection: &Connection, said: Vec<RbacReport>, stat_prefix: &str) {
+    worker.tally.connection_limited(stat_prefix);
+    // A chain that ends in HTTP writes its log for requests, and none has come.
+    if connection.chain.tcp().is_none() {
+        return;
+    }
+    let now = std::time::Instant::now();
+    let mut record = Record::begin(Kind::Tcp, &connection.downstream, SystemTime::now(), now);
+    record.rbac = said;
+    record.flags = Flags::UPSTREAM_RETRY_LIMIT_EXCEEDED;
+    record.complete = true;
+    worker.tally.finish(&worker.shared.plan.load(), &record);
 }
 
 /// A connection that a network authorization filter refused.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::Plan;
-use engine::decide::{Answered, Pending, Question, Step, World, begin};
+use engine::decide::{Answered, Changed, Pending, Question, Step, World, begin};
 use engine::ext_authz::{Answer, Asking, BodyView, Call, Verdict};
 use engine::reply::{Flags, LocalReply};
 use http::StatusCode;
@@ -55,17 +55,21 @@ impl Exchange {
             keys::begin(&worker, keys);
         }
         self.source = source;
-        let changed = decision.changed.take();
-        if let Some(changed) = changed {
-            head.headers = changed.headers;
-            if let Some(path) = changed.path {
-                head.path = path.into();
-            }
-            if !changed.metadata.is_empty() {
-                self.record.metadata = Some(Box::new(changed.metadata));
-            }
+        if let Some(changed) = decision.changed.take() {
+            self.take_over(*changed, head);
         }
         self.note(decision, head);
+    }
+
+    /// The request goes on as filters changed it.
+    pub(super) fn take_over(&mut self, changed: Changed, head: &mut Head) {
+        head.headers = changed.headers;
+        if let Some(path) = changed.path {
+            head.path = path.into();
+        }
+        if !changed.metadata.is_empty() {
+            self.record.metadata = Some(Box::new(changed.metadata));
+        }
     }
 }
 

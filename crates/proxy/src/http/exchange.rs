@@ -87,7 +87,7 @@ pub async fn exchange(
         exchange.now = Instant::now();
     } else {
         // Not kept beyond the decision: its count of users is one that all workers share.
-        exchange.decide(&shared.worker.shared.plan.load(), &head);
+        exchange.decide(&shared.worker.shared.plan.load(), &mut head);
     }
     if let Some(delay) = exchange.decision.as_ref().and_then(|decision| decision.delay) {
         sleep(delay).await;
@@ -172,12 +172,15 @@ impl Exchange {
         }
     }
 
-    /// Guard and steer: the engine decides, the record notes it.
-    fn decide(&mut self, plan: &Plan, head: &Head) {
+    /// Guard and steer: the engine decides, the record notes it. What filters changed is then in `head`.
+    fn decide(&mut self, plan: &Plan, head: &mut Head) {
         let worker = Rc::clone(&self.shared.worker);
         let facts = self.facts(head);
         let now = worker.shared.at(self.now);
-        let decision = engine::decide(plan, &self.shared.manager, &facts, now, &mut worker.dice.borrow_mut());
+        let mut decision = engine::decide(plan, &self.shared.manager, &facts, now, &mut worker.dice.borrow_mut());
+        if let Some(changed) = decision.changed.take() {
+            self.take_over(*changed, head);
+        }
         self.note(decision, head);
     }
 
@@ -189,6 +192,7 @@ impl Exchange {
         if let Some(asked) = &mut decision.asked {
             record.guards = std::mem::take(&mut asked.guards);
             record.health_check = !asked.checks.is_empty();
+            record.limits = std::mem::take(&mut asked.limits);
         }
         record.scheme = head.scheme;
         record.remote = Some(head.remote);

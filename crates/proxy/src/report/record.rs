@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use engine::decide::Guard;
 use engine::decide::Matched;
 use engine::facts::Protocol;
+use engine::limit::LimitReport;
 use engine::metadata::Metadata;
 use engine::rbac::RbacReport;
 use engine::reply::Flags;
@@ -166,6 +167,8 @@ pub struct Record {
     pub rbac: Vec<RbacReport>,
     /// What token filters and authorizers said, in order.
     pub guards: Vec<Guard>,
+    /// What filters that limit requests said, in order.
+    pub limits: Vec<LimitReport>,
     /// What filters told those behind them (`%DYNAMIC_METADATA%`).
     pub metadata: Option<Box<Metadata>>,
     /// The body of an answer of the proxy's own while it is brought into its form (`%LOCAL_REPLY_BODY%`).
@@ -214,6 +217,7 @@ impl Record {
             origin: None,
             rbac: Vec::new(),
             guards: Vec::new(),
+            limits: Vec::new(),
             metadata: None,
             local_body: None,
             complete: false,

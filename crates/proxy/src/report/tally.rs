@@ -6,13 +6,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use engine::decide::Guard;
+use engine::limit::{LimitReport, LimitSaid};
 use engine::listener::Direction;
 use engine::rbac::{RbacReport, Verdict};
 use engine::reply::Flags;
 use engine::{Cluster, Dice, FilterChain, Plan};
 use hashbrown::{HashMap, HashSet};
 use telemetry::istio::{Edge, EdgeHandle, Party, Reporter, ResponseKey, Sample, Security, ServiceName};
-use telemetry::registry::{ClusterCells, Counter, HttpCells, ListenerCells, Shard, TcpCells};
+use telemetry::registry::{ClusterCells, Counter, HttpCells, LimitCells, ListenerCells, Shard, TcpCells};
 
 use super::blame::Blame;
 use super::line::Log;
@@ -36,6 +37,7 @@ pub struct Tally {
     worker: usize,
     sites: RefCell<HashMap<usize, Rc<Site>>>,
     clusters: RefCell<HashMap<Arc<str>, Arc<Shard<ClusterCells>>>>,
+    limits: RefCell<HashMap<Arc<str>, Arc<Shard<LimitCells>>>>,
     edges: RefCell<Edges>,
     policies: RefCell<HashMap<PolicyKey, PolicyCounter>>,
     scratch: RefCell<String>,
@@ -143,6 +145,7 @@ impl Tally {
             worker,
             sites: RefCell::default(),
             clusters: RefCell::default(),
+            limits: RefCell::default(),
             edges: RefCell::default(),
             policies: RefCell::default(),
             scratch: RefCell::default(),
@@ -233,6 +236,7 @@ impl Tally {
             Kind::Tcp => self.count_tcp(site.as_deref(), plan, record),
         }
         self.count_policies(&record.rbac, site.as_deref());
+        record.limits.iter().for_each(|report| self.count_limit(report));
         if let Some(cells) = site.as_ref().and_then(|site| site.http.as_ref()) {
             record.guards.iter().for_each(|guard| count_guard(cells, *guard));
         }
@@ -453,6 +457,28 @@ impl Tally {
                 self.count_policy(verdict, false);
             }
         }
+    }
+
+    fn count_limit(&self, report: &LimitReport) {
+        let mut limits = self.limits.borrow_mut();
+        let make = || self.tower.registry.limit(&report.stat_prefix, self.worker);
+        let cells = limits.entry(report.stat_prefix.clone()).or_insert_with(make);
+        cells.enabled.inc();
+        let (limited, further) = match report.said {
+            LimitSaid::Ok => (false, &cells.ok),
+            LimitSaid::Limited => return cells.rate_limited.inc(),
+            LimitSaid::Shadowed => (true, &cells.shadow_mode),
+            LimitSaid::Refused => (true, &cells.enforced),
+        };
+        further.inc();
+        if limited {
+            cells.rate_limited.inc();
+        }
+    }
+
+    /// Counts a connection that came too fast.
+    pub fn connection_limited(&self, stat_prefix: &str) {
+        self.tower.registry.connection_limit(stat_prefix, self.worker).rate_limited.inc();
     }
 
     fn count_policy(&self, verdict: &Verdict, enforced: bool) {

@@ -78,6 +78,7 @@ fn downstream(remote: &str, direction: Direction) -> Arc<Downstream> {
         tls_version: None,
         tls_cipher: None,
         id: 4,
+        buckets: Default::default(),
     };
     Arc::new(Downstream { facts, listener: listener(direction), chain: None, own_uri: None })
 }

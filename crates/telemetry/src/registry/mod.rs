@@ -17,7 +17,9 @@ use parking_lot::{Mutex, RwLock};
 use crate::edges::History;
 use crate::istio::Requests;
 pub use cells::{Counter, Gauge, Histogram, HistogramSnapshot};
-pub use scopes::{ClusterCells, Codes, HttpCells, ListenerCells, Scope, TcpCells, Value};
+pub use scopes::{
+    ClusterCells, Codes, ConnectionLimitCells, HttpCells, LimitCells, ListenerCells, Scope, TcpCells, Value,
+};
 pub use table::{Row, Shard, Table};
 
 /// How much the registry may hold.
@@ -68,6 +70,8 @@ struct Inner {
     http: Table<String, HttpCells>,
     listeners: Table<String, ListenerCells>,
     tcp: Table<String, TcpCells>,
+    request_limits: Table<String, LimitCells>,
+    connection_limits: Table<String, ConnectionLimitCells>,
     requests: Requests,
     own: RwLock<HashMap<OwnKey, OwnSeries>>,
     overflow: Counter,
@@ -103,6 +107,8 @@ impl Registry {
             http: Table::new(workers, limits.series),
             listeners: Table::new(workers, limits.series),
             tcp: Table::new(workers, limits.series),
+            request_limits: Table::new(workers, limits.series),
+            connection_limits: Table::new(workers, limits.series),
             requests: Requests::new(workers, limits.series),
             own: RwLock::default(),
             overflow: Counter::default(),
@@ -130,6 +136,16 @@ impl Registry {
     /// The numbers of a TCP proxy (`stat_prefix`) for one worker; keep the handle.
     pub fn tcp(&self, stat_prefix: &str, worker: usize) -> Arc<Shard<TcpCells>> {
         self.shard(&self.inner.tcp, stat_prefix, worker)
+    }
+
+    /// The numbers of filters that limit requests (`stat_prefix`) for one worker; keep the handle.
+    pub fn limit(&self, stat_prefix: &str, worker: usize) -> Arc<Shard<LimitCells>> {
+        self.shard(&self.inner.request_limits, stat_prefix, worker)
+    }
+
+    /// The numbers of filters that limit new connections (`stat_prefix`) for one worker; keep the handle.
+    pub fn connection_limit(&self, stat_prefix: &str, worker: usize) -> Arc<Shard<ConnectionLimitCells>> {
+        self.shard(&self.inner.connection_limits, stat_prefix, worker)
     }
 
     /// Istio's standard metrics.
@@ -243,6 +259,8 @@ impl Registry {
         visit_scope(&self.inner.http, visit);
         visit_scope(&self.inner.listeners, visit);
         visit_scope(&self.inner.tcp, visit);
+        visit_scope(&self.inner.request_limits, visit);
+        visit_scope(&self.inner.connection_limits, visit);
         self.visit_own(visit);
         self.inner.requests.visit(visit);
         for collector in self.inner.collectors.lock().iter() {
@@ -333,7 +351,10 @@ fn visit_scope<T: Scope>(table: &Table<String, T>, visit: &mut dyn FnMut(Stat)) 
         let label = crate::exposition::labels(&[(T::LABEL, name)]);
         for (field, value) in T::collect(&mut row.shards()) {
             visit(Stat {
-                text: format!("{}.{name}.{field}", T::PREFIX),
+                text: match T::NAME_FIRST {
+                    true => format!("{name}.{}.{field}", T::PREFIX),
+                    false => format!("{}.{name}.{field}", T::PREFIX),
+                },
                 family: "envoy_",
                 suffix: format!("{}_{}", T::PREFIX, field.replace('.', "_")),
                 labels: label.clone(),

@@ -25,6 +25,9 @@ pub trait Scope: Default {
     /// What the numbers by response code are called (`upstream_rq`); empty when there are none.
     const CODES: &'static str;
 
+    /// The scope's name comes first in text names, as in `NAME.http_local_rate_limit.ok`.
+    const NAME_FIRST: bool = false;
+
     /// Whether each code has a number of its own besides its class.
     const EACH_CODE: bool = true;
 
@@ -43,6 +46,7 @@ macro_rules! scope {
     (
         $(#[$doc:meta])* $name:ident $prefix:literal $label:literal
         $(codes $codes:ident = $code_name:literal each $each:literal;)?
+        $(name first $first:literal;)?
         counters { $($counter:ident = $counter_name:literal),* $(,)? }
         gauges { $($gauge:ident = $gauge_name:literal),* $(,)? }
         histograms { $($histogram:ident = $histogram_name:literal),* $(,)? }
@@ -61,6 +65,7 @@ macro_rules! scope {
             const LABEL: &'static str = $label;
             const CODES: &'static str = concat!($($code_name)?);
             $(const EACH_CODE: bool = $each;)?
+            $(const NAME_FIRST: bool = $first;)?
 
             fn collect<'a>(shards: &mut dyn Iterator<Item = &'a Self>) -> Vec<(&'static str, Value)>
             where
@@ -246,6 +251,29 @@ scope! {
         downstream_cx_length_ms = "downstream_cx_length_ms",
         downstream_rq_time = "downstream_rq_time",
     }
+}
+
+scope! {
+    /// What is counted for the filters that limit requests, by their `stat_prefix`.
+    LimitCells "http_local_rate_limit" "envoy_local_http_ratelimit_prefix"
+    name first true;
+    counters {
+        enabled = "enabled",
+        enforced = "enforced",
+        ok = "ok",
+        rate_limited = "rate_limited",
+        shadow_mode = "shadow_mode",
+    }
+    gauges {}
+    histograms {}
+}
+
+scope! {
+    /// What is counted for the filters that limit new connections, by their `stat_prefix`.
+    ConnectionLimitCells "local_rate_limit" "envoy_local_network_ratelimit_prefix"
+    counters { rate_limited = "rate_limited" }
+    gauges {}
+    histograms {}
 }
 
 scope! {

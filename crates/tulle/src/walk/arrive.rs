@@ -115,6 +115,7 @@ fn connection(from: &Workload, arrival: Arrival, spoken: Protocol, identity: Opt
         tls_version: None,
         tls_cipher: None,
         id: 2,
+        buckets: Default::default(),
     }
 }
 

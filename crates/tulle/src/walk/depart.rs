@@ -94,6 +94,7 @@ fn connection(from: &Workload, local: SocketAddr, spoken: Protocol) -> Connectio
         tls_version: None,
         tls_cipher: None,
         id: 1,
+        buckets: Default::default(),
     }
 }
 
