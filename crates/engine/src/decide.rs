@@ -162,10 +162,9 @@ fn run(
 ) -> Step {
     while let Some(filter) = world.manager.filters.get(at) {
         let changed = decision.changed.take();
-        let ran = match &changed {
-            None => run_filter(&mut decision, filter, world.facts, (world.now, &tried), dice),
-            Some(changed) => run_filter(&mut decision, filter, &changed.facts(world.facts), (world.now, &tried), dice),
-        };
+        let changed_facts = changed.as_ref().map(|changed| changed.facts(world.facts));
+        let facts = changed_facts.as_ref().unwrap_or(world.facts);
+        let ran = run_filter(&mut decision, (filter, world.plan.kind_of(filter)), facts, (world.now, &tried), dice);
         decision.changed = changed;
         match ran {
             Ran::Next => {}
@@ -234,7 +233,7 @@ impl From<Option<LocalReply>> for Ran {
 /// Runs one filter.
 fn run_filter(
     decision: &mut Decision,
-    filter: &HttpFilter,
+    (filter, kind): (&HttpFilter, &HttpFilterKind),
     facts: &Facts<'_>,
     (now, tried): (Moment, &[Arc<RemoteKeys>]),
     dice: &mut Dice,
@@ -248,7 +247,7 @@ fn run_filter(
     if off {
         return Ran::Next;
     }
-    match (&filter.kind, setting) {
+    match (kind, setting) {
         (HttpFilterKind::Rbac(own), setting) => {
             let other = match setting {
                 Some(FilterOverride::Rbac(None)) => return Ran::Next,
@@ -290,6 +289,7 @@ fn run_filter(
             };
             inject(decision, other.as_ref().unwrap_or(own), facts, dice).into()
         }
+        (HttpFilterKind::Missing, _) => Ran::Reply(crate::discovered::missing()),
         _ => Ran::Next,
     }
 }

@@ -9,6 +9,7 @@ use ipnet::IpNet;
 
 use crate::access_log::AccessLog;
 use crate::cors::CorsFilter;
+use crate::discovered::DiscoveredFilter;
 use crate::ext_authz::ExtAuthz;
 use crate::fault::FaultPolicy;
 use crate::jwt::JwtAuthn;
@@ -105,13 +106,19 @@ impl HttpManager {
     #[must_use]
     pub fn asks(&self) -> bool {
         let asks = |kind: &HttpFilterKind| matches!(kind, HttpFilterKind::Jwt(_) | HttpFilterKind::ExtAuthz(_));
-        self.filters.iter().any(|filter| asks(&filter.kind))
+        // What a filter that is only named will be told is not known before it comes.
+        let may_ask = |kind: &HttpFilterKind| asks(kind) || matches!(kind, HttpFilterKind::Discovered(_));
+        self.filters.iter().any(|filter| may_ask(&filter.kind))
     }
 
     /// Whether a filter or a header hands the client's certificate on.
     #[must_use]
     pub fn tells_certificate(&self) -> bool {
-        let tells = |kind: &HttpFilterKind| matches!(kind, HttpFilterKind::ExtAuthz(filter) if filter.peer_certificate);
+        let tells = |kind: &HttpFilterKind| match kind {
+            HttpFilterKind::ExtAuthz(filter) => filter.peer_certificate,
+            HttpFilterKind::Discovered(filter) => filter.may_tell_certificate,
+            _ => false,
+        };
         self.client_cert.certificate || self.client_cert.chain || self.filters.iter().any(|filter| tells(&filter.kind))
     }
 
@@ -168,6 +175,12 @@ pub enum HttpFilterKind {
     Fault(Arc<FaultPolicy>),
     /// Counts gRPC messages; the shell's telemetry does so anyway.
     GrpcStats,
+    /// Only named here; the plan of the moment knows what it does ([`Plan::kind_of`](crate::Plan::kind_of)).
+    Discovered(Arc<DiscoveredFilter>),
+    /// What a filter that was only named is until its configuration comes: requests end here.
+    Missing,
+    /// Does nothing here.
+    Idle,
 }
 
 /// What the router filter was told.

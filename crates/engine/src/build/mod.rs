@@ -2,6 +2,7 @@
 
 mod access_log;
 mod cluster;
+mod discovered;
 mod endpoint;
 mod ext_authz;
 mod filters;
@@ -30,6 +31,7 @@ use crate::jwt::{RemoteKeys, RemoteSource};
 use crate::store::Fault;
 
 pub(crate) use cluster::cluster;
+pub(crate) use discovered::filter_config;
 pub(crate) use endpoint::endpoints;
 pub(crate) use listener::listener;
 pub(crate) use overload::overload;
