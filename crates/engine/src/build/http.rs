@@ -155,7 +155,11 @@ fn http_filters(cx: &mut Context<'_>, messages: &[hcm::HttpFilter]) -> (Vec<Http
 }
 
 /// `Some(None)`: an optional filter that does nothing here.
-pub(super) fn filter_kind(cx: &mut Context<'_>, message: &hcm::HttpFilter, any: &Any) -> Option<Option<HttpFilterKind>> {
+pub(super) fn filter_kind(
+    cx: &mut Context<'_>,
+    message: &hcm::HttpFilter,
+    any: &Any,
+) -> Option<Option<HttpFilterKind>> {
     if message.is_optional && matches!(proto::typed_struct::open(&any.type_url, &any.value), Some(Err(_))) {
         return Some(None);
     }
