@@ -158,6 +158,12 @@ impl State {
         of_type.filter(|(name, _)| all || names.contains(*name)).collect()
     }
 
+    /// Those of these names that stand for something.
+    fn known(&self, type_url: &str, names: BTreeSet<String>) -> BTreeSet<String> {
+        let of_type = self.resources.get(type_url);
+        names.into_iter().filter(|name| of_type.is_some_and(|known| known.contains_key(name))).collect()
+    }
+
     /// What the last change is to one who asked for these.
     fn concerned(&self, asked: &Names) -> Vec<(String, BTreeSet<String>)> {
         let concerned = asked.iter().filter_map(|(type_url, names)| {
@@ -262,6 +268,12 @@ fn changes(state: &mut State, request: &DeltaDiscoveryRequest, asked: &mut Names
     }
     known.extend(names.iter().cloned());
     let nonce = format!("{}", known.len());
+    // Envoy waits without end for a filter that it is told does not exist, so it is not told: `initial_fetch_timeout` counts.
+    let is_filter = request.type_url == proto::type_url::EXTENSION;
+    let names = if is_filter { state.known(&request.type_url, names) } else { names };
+    if is_filter && names.is_empty() {
+        return None;
+    }
     Some(delta_of(state, &request.type_url, &names, nonce))
 }
 
