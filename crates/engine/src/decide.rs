@@ -289,7 +289,10 @@ fn run_filter(
             };
             inject(decision, other.as_ref().unwrap_or(own), facts, dice).into()
         }
-        (HttpFilterKind::Missing, _) => Ran::Reply(crate::discovered::missing()),
+        (HttpFilterKind::Missing, _) => {
+            decision.shapes_response = true;
+            Ran::Reply(crate::discovered::missing())
+        }
         _ => Ran::Next,
     }
 }

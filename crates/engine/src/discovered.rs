@@ -52,9 +52,9 @@ impl DiscoveredFilter {
 
 impl HttpManager {
     /// The filters that it only names.
-    pub fn discovered(&self) -> impl Iterator<Item = &DiscoveredFilter> {
+    pub fn discovered(&self) -> impl Iterator<Item = &Arc<DiscoveredFilter>> {
         self.filters.iter().filter_map(|filter| match &filter.kind {
-            HttpFilterKind::Discovered(filter) => Some(&**filter),
+            HttpFilterKind::Discovered(filter) => Some(filter),
             _ => None,
         })
     }

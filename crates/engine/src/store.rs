@@ -9,7 +9,7 @@ mod discovery;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use hashbrown::{HashMap, HashSet};
@@ -22,6 +22,7 @@ use proto::type_url::{CLUSTER, ENDPOINTS, EXTENSION, LISTENER, ROUTE, SECRET};
 use crate::balance::{Balancer, Home};
 use crate::build::{self, Context, Strings};
 use crate::cluster::{Cluster, ClusterConfig, ClusterState, Discovery, DnsOptions};
+use crate::discovered::DiscoveredFilter;
 use crate::endpoint::{Endpoint, EndpointGroup, EndpointSet, EndpointState, Locality};
 use crate::http_manager::RouteSource;
 use crate::listener::{Address, Listener};
@@ -90,6 +91,8 @@ pub struct Store {
     released: HashSet<(&'static str, Arc<str>)>,
     /// Filters that listeners name and of which the server said something, good or bad, or was waited for long enough.
     heard: HashSet<Arc<str>>,
+    /// All who name filters and still live.
+    naming: Vec<Weak<DiscoveredFilter>>,
     ignored: Vec<IgnoredField>,
     /// Where this proxy is, if its equals are known as a cluster.
     home: Option<Arc<Home>>,
@@ -452,6 +455,7 @@ impl Store {
             }
         }
         let listener = Arc::new(cx.finish(built)?);
+        self.note_named(&listener);
         self.listeners.insert(name.clone(), listener);
         self.released.remove(&(kind_of(LISTENER), name.clone()));
         Ok(())
@@ -564,7 +568,6 @@ impl Store {
             if *kind == kind_of(ROUTE) {
                 next.routes.remove(name);
             } else if *kind == kind_of(EXTENSION) {
-                next.filters.remove(name);
                 self.heard.remove(name);
             } else {
                 self.endpoints.remove(name);
@@ -580,6 +583,7 @@ impl Store {
         let complete: Vec<_> = self.listeners.iter().filter(|(name, listener)| fresh(name, listener)).collect();
         let complete: Vec<_> = complete.into_iter().map(|(name, listener)| (name.clone(), listener.clone())).collect();
         next.listeners.extend(complete);
+        self.forget_filters(&mut next);
         next.index_addresses();
         next.remote_keys = self.strings.remote_keys_in_use();
         next.generation = self.plan.generation + 1;

@@ -1,6 +1,6 @@
 //! Filters that listeners only name: which are wanted, which came, and who waits for them.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -53,6 +53,20 @@ impl Store {
         Ok(())
     }
 
+    /// Notes who names what came, for as long as it lives.
+    pub(super) fn note_named(&mut self, listener: &Listener) {
+        self.naming.extend(named_filters(listener).map(Arc::downgrade));
+    }
+
+    /// Forgets what no listener names any more, not even an old one whose connections come to their end.
+    pub(super) fn forget_filters(&mut self, next: &mut Plan) {
+        self.naming.retain(|filter| filter.strong_count() > 0);
+        if !next.filters.is_empty() {
+            let living: Vec<_> = self.naming.iter().filter_map(Weak::upgrade).collect();
+            next.filters.retain(|name, _| living.iter().any(|filter| filter.name == *name));
+        }
+    }
+
     /// Whether nothing that a listener names is still to be heard of.
     pub(super) fn has_filters(&self, listener: &Listener) -> bool {
         named_filters(listener).all(|filter| !filter.warms || self.heard.contains(&filter.name))
@@ -63,15 +77,15 @@ impl Store {
         sorted(self.waited_for().map(|filter| filter.name.clone()))
     }
 
-    fn waited_for(&self) -> impl Iterator<Item = &DiscoveredFilter> {
+    fn waited_for(&self) -> impl Iterator<Item = &Arc<DiscoveredFilter>> {
         self.named_filters().filter(|filter| filter.warms && !self.heard.contains(&filter.name))
     }
 
-    fn named_filters(&self) -> impl Iterator<Item = &DiscoveredFilter> {
+    fn named_filters(&self) -> impl Iterator<Item = &Arc<DiscoveredFilter>> {
         self.listeners.values().flat_map(|listener| named_filters(listener))
     }
 }
 
-fn named_filters(listener: &Listener) -> impl Iterator<Item = &DiscoveredFilter> {
+fn named_filters(listener: &Listener) -> impl Iterator<Item = &Arc<DiscoveredFilter>> {
     listener.chains.iter().filter_map(|chain| chain.http()).flat_map(|manager| manager.discovered())
 }

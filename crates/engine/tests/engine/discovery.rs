@@ -159,9 +159,15 @@ fn a_listener_that_takes_other_types_has_its_default() {
     good(&mut store, &[typed(&format!("{{'@type': {RBAC}}}"))]);
     assert_eq!(status(&store, "/"), 200);
     assert!(refusal(&mut store, filter(401)).contains("is not among type_urls"));
-    // Nobody names it any more: it is forgotten, and the next one waits.
+    // Nobody names it any more: it is forgotten, but for those who are not at their end, and the next one waits.
+    let old = World { plan: store.plan() }.manager();
     good(&mut store, &[Update { type_url: LISTENER.into(), name: "in".into(), body: None }]);
     assert!(store.wanted_filters().is_empty());
+    let kind = |store: &Store| format!("{:?}", store.plan().kind_of(&old.filters[0]));
+    assert!(kind(&store).starts_with("Rbac"));
+    good(&mut store, &[cluster("b", "")]);
+    assert!(kind(&store).starts_with("Rbac"));
+    drop(old);
     good(&mut store, &[naming(RBAC, "")]);
     assert_eq!(store.warming(), [(Arc::from(EXTENSION), Arc::from("named"))]);
 }
