@@ -97,6 +97,14 @@ fn a_listener_waits_for_its_filter_and_updates_leave_it_alone() {
 }
 
 #[test]
+fn what_was_saved_is_in_force_at_once() {
+    let mut store = Store::new();
+    good(&mut store, &[naming(FAULT, ""), filter(401), cluster("a", "")]);
+    assert!(store.warming().is_empty());
+    assert_eq!(status(&store, "/"), 401);
+}
+
+#[test]
 fn defaults_hold_until_something_comes() {
     let default = format!(", default_config: {}", abort(410));
     let mut waiting = store(naming(FAULT, &default));
