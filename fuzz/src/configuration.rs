@@ -3,10 +3,10 @@
 use compile::{Delivery, EncodeOptions, Mesh, Secrets};
 use engine::{Store, Update};
 use proto::json::{Format, parse_bootstrap};
-use proto::type_url::{CLUSTER, ENDPOINTS, LISTENER, ROUTE, SECRET};
+use proto::type_url::{CLUSTER, ENDPOINTS, EXTENSION, LISTENER, ROUTE, SECRET};
 use resources::ParseOptions;
 
-const KINDS: [&str; 5] = [LISTENER, CLUSTER, ROUTE, ENDPOINTS, SECRET];
+const KINDS: [&str; 6] = [LISTENER, CLUSTER, ROUTE, ENDPOINTS, SECRET, EXTENSION];
 
 /// A resource's wire bytes: the walk over all fields, the typed decode, the build. What was refused leaves the plan as
 /// it was.

@@ -33,6 +33,10 @@ pub(crate) fn asked() -> Result<Coverage> {
 /// Bootstraps that a table gives itself.
 fn bootstraps(file: &Path, coverage: &mut Coverage) -> Result<()> {
     let table: testkit::xds::Table = table::read(file)?;
+    for case in table.cases.iter().filter(|case| !case.gives.is_empty()) {
+        let given = testkit::xds::response(&case.gives, Path::new("/run/scenario")).to_string();
+        add(RESPONSE, &given, coverage).with_context(|| format!("{}: case `{}`", file.display(), case.id))?;
+    }
     for id in table.cases.iter().map(|case| case.bootstrap.as_str()) {
         let text = table.envoy(id, Path::new("/run/scenario"))?.to_string();
         add(BOOTSTRAP, &text, coverage).with_context(|| format!("{}: bootstrap `{id}`", file.display()))?;

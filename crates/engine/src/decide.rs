@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
+use crate::alpn::AlpnOverrides;
 use crate::cluster::Cluster;
 use crate::cors::Cors;
 use crate::dice::Dice;
@@ -56,8 +57,8 @@ pub struct Decision {
     pub flags: Flags,
     /// The request as filters changed it; `None`: as it came.
     pub changed: Option<Box<Changed>>,
-    /// Where in the manager's list the filter stands that says what upstreams are offered by ALPN.
-    pub alpn: Option<usize>,
+    /// What a filter says that upstreams are offered by ALPN.
+    pub alpn: Option<Arc<AlpnOverrides>>,
     /// What came of token filters, authorizers and limits; `None`: there was nothing to ask.
     pub asked: Option<Box<Asked>>,
 }
@@ -101,8 +102,8 @@ pub struct Forward {
     pub max_stream_duration: Option<Duration>,
     /// Copies to make: cluster, keep the host name as it is.
     pub mirrors: Vec<Mirror>,
-    /// The filter that says what the endpoint is offered by ALPN ([`HttpManager::alpn`]); `None`: what the cluster says.
-    pub alpn: Option<usize>,
+    /// What the endpoint is offered by ALPN; `None`: what the cluster says.
+    pub alpn: Option<Arc<AlpnOverrides>>,
 }
 
 /// A copy to make.
@@ -168,10 +169,10 @@ fn run(
 ) -> Step {
     while let Some(filter) = world.manager.filters.get(at) {
         let changed = decision.changed.take();
-        let ran = match &changed {
-            None => run_filter(&mut decision, filter, world.facts, (world.now, &tried), dice),
-            Some(changed) => run_filter(&mut decision, filter, &changed.facts(world.facts), (world.now, &tried), dice),
-        };
+        let changed_facts = changed.as_ref().map(|changed| changed.facts(world.facts));
+        let facts = changed_facts.as_ref().unwrap_or(world.facts);
+        let kind = world.plan.kind_of(filter);
+        let ran = run_filter(&mut decision, (filter, kind), facts, (world.now, &tried), dice);
         decision.changed = changed;
         match ran {
             Ran::Next => {}
@@ -181,8 +182,8 @@ fn run(
             }
             Ran::Headers(headers) => ask::replace(world, &mut decision, *headers),
             Ran::Token(effects) => ask::accept(world, &mut decision, &effects, dice),
-            Ran::Change => ask::change(world, &mut decision, filter),
-            Ran::Offer => decision.alpn = Some(at),
+            Ran::Change => ask::change(world, &mut decision, (filter, kind)),
+            Ran::Offer(overrides) => decision.alpn = Some(overrides),
             Ran::Ask(question) => return Step::Ask(Box::new(Pending { question, decision, at, tried })),
         }
         at += 1;
@@ -193,7 +194,7 @@ fn run(
         let (mut outcome, set_cookie) =
             act(world.plan, world.manager, matched, view.as_ref().unwrap_or(world.facts), dice);
         if let Outcome::Forward(forward) = &mut outcome {
-            forward.alpn = decision.alpn.filter(|_| !forward.cluster.config.keeps_alpn);
+            forward.alpn = decision.alpn.clone().filter(|_| !forward.cluster.config.keeps_alpn);
         }
         decision.shapes_response = true;
         decision.set_cookie = set_cookie;
@@ -237,7 +238,7 @@ enum Ran {
     /// The next one runs, on what this one makes of the request.
     Change,
     /// The next one runs; this one says what upstreams are offered.
-    Offer,
+    Offer(Arc<AlpnOverrides>),
     /// The next one runs, on the request with these headers.
     Headers(Box<HeaderMap>),
     /// The filter runs again after this was asked.
@@ -253,7 +254,7 @@ impl From<Option<LocalReply>> for Ran {
 /// Runs one filter.
 fn run_filter(
     decision: &mut Decision,
-    filter: &HttpFilter,
+    (filter, kind): (&HttpFilter, &HttpFilterKind),
     facts: &Facts<'_>,
     (now, tried): (Moment, &[Arc<RemoteKeys>]),
     dice: &mut Dice,
@@ -262,7 +263,7 @@ fn run_filter(
     if !filter.is_on(decision.matched.as_ref()) {
         return Ran::Next;
     }
-    match (&filter.kind, setting) {
+    match (kind, setting) {
         (HttpFilterKind::Rbac(own), setting) => {
             let other = match setting {
                 Some(FilterOverride::Rbac(None)) => return Ran::Next,
@@ -315,13 +316,17 @@ fn run_filter(
         (HttpFilterKind::HealthCheck(filter), _) if filter.takes(facts) => {
             Ran::Ask(Question::Health(Arc::clone(filter)))
         }
-        (HttpFilterKind::Alpn(_), _) => Ran::Offer,
+        (HttpFilterKind::Alpn(overrides), _) => Ran::Offer(Arc::clone(overrides)),
         (HttpFilterKind::LocalRateLimit(own), setting) => {
             let other = match setting {
                 Some(FilterOverride::LocalRateLimit(other)) => Some(other.clone()),
                 _ => None,
             };
             limit::run(decision, other.as_ref().unwrap_or(own), facts, now, dice)
+        }
+        (HttpFilterKind::Missing, _) => {
+            decision.shapes_response = true;
+            Ran::Reply(crate::discovered::missing())
         }
         _ => Ran::Next,
     }

@@ -11,6 +11,7 @@ use crate::access_log::AccessLog;
 use crate::alpn::AlpnOverrides;
 use crate::cors::CorsFilter;
 use crate::decide::Matched;
+use crate::discovered::DiscoveredFilter;
 use crate::ext_authz::ExtAuthz;
 use crate::fault::FaultPolicy;
 use crate::health_filter::HealthCheckFilter;
@@ -114,7 +115,9 @@ impl HttpManager {
             HttpFilterKind::Jwt(_)
             | HttpFilterKind::ExtAuthz(_)
             | HttpFilterKind::Buffer(_)
-            | HttpFilterKind::HealthCheck(_) => true,
+            | HttpFilterKind::HealthCheck(_)
+            // What a filter that is only named will be told is not known before it comes.
+            | HttpFilterKind::Discovered(_) => true,
             HttpFilterKind::Rbac(_)
             | HttpFilterKind::Cors(_)
             | HttpFilterKind::Fault(_)
@@ -122,28 +125,34 @@ impl HttpManager {
             | HttpFilterKind::Metadata(_)
             | HttpFilterKind::LocalRateLimit(_)
             | HttpFilterKind::Alpn(_)
-            | HttpFilterKind::GrpcStats => false,
+            | HttpFilterKind::GrpcStats
+            | HttpFilterKind::Missing
+            | HttpFilterKind::Idle => false,
         })
     }
 
-    /// Whether one of its filters answers those who ask how the workload does.
-    pub fn health_checks(&self) -> impl Iterator<Item = &HttpFilter> {
-        self.filters.iter().filter(|filter| matches!(filter.kind, HttpFilterKind::HealthCheck(_)))
-    }
-
-    /// What the filter at a place in the list offers upstreams by ALPN.
+    /// Whether a filter may change answers, an upstream's or the proxy's own.
     #[must_use]
-    pub fn alpn(&self, at: usize) -> Option<&AlpnOverrides> {
-        match &self.filters.get(at)?.kind {
-            HttpFilterKind::Alpn(overrides) => Some(overrides),
-            _ => None,
-        }
+    pub fn changes_answers(&self) -> bool {
+        self.filters.iter().any(|filter| {
+            matches!(
+                filter.kind,
+                HttpFilterKind::Cors(_)
+                    | HttpFilterKind::HeaderMutation(_)
+                    | HttpFilterKind::HealthCheck(_)
+                    | HttpFilterKind::Discovered(_)
+            )
+        })
     }
 
     /// Whether a filter or a header hands the client's certificate on.
     #[must_use]
     pub fn tells_certificate(&self) -> bool {
-        let tells = |kind: &HttpFilterKind| matches!(kind, HttpFilterKind::ExtAuthz(filter) if filter.peer_certificate);
+        let tells = |kind: &HttpFilterKind| match kind {
+            HttpFilterKind::ExtAuthz(filter) => filter.peer_certificate,
+            HttpFilterKind::Discovered(filter) => filter.may_tell_certificate,
+            _ => false,
+        };
         self.client_cert.certificate || self.client_cert.chain || self.filters.iter().any(|filter| tells(&filter.kind))
     }
 
@@ -219,11 +228,17 @@ pub enum HttpFilterKind {
     /// Answers to health checks.
     HealthCheck(Arc<HealthCheckFilter>),
     /// What upstreams are offered by ALPN.
-    Alpn(AlpnOverrides),
+    Alpn(Arc<AlpnOverrides>),
     /// Limits of requests in this process.
     LocalRateLimit(Arc<LocalRateLimit>),
     /// Counts gRPC messages; the shell's telemetry does so anyway.
     GrpcStats,
+    /// Only named here; the plan of the moment knows what it does ([`Plan::kind_of`](crate::Plan::kind_of)).
+    Discovered(Arc<DiscoveredFilter>),
+    /// What a filter that was only named is until its configuration comes: requests end here.
+    Missing,
+    /// Does nothing here.
+    Idle,
 }
 
 /// What the router filter was told.

@@ -25,6 +25,7 @@ pub mod cluster;
 pub mod cors;
 pub mod decide;
 pub mod dice;
+pub mod discovered;
 pub mod endpoint;
 pub mod ext_authz;
 pub mod facts;

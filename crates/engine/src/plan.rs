@@ -6,6 +6,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 
 use crate::cluster::Cluster;
+use crate::discovered::FilterConfig;
 use crate::http_manager::{HttpManager, RouteSource};
 use crate::jwt::RemoteKeys;
 use crate::listener::{Address, Listener};
@@ -21,6 +22,7 @@ pub struct Plan {
     pub(crate) by_address: HashMap<SocketAddr, Arc<Listener>>,
     pub(crate) clusters: HashMap<Arc<str>, Arc<Cluster>>,
     pub(crate) routes: HashMap<Arc<str>, Arc<RouteTable>>,
+    pub(crate) filters: HashMap<Arc<str>, Arc<FilterConfig>>,
     pub(crate) secrets: HashMap<Arc<str>, Arc<Secret>>,
     pub(crate) remote_keys: Arc<[Arc<RemoteKeys>]>,
 }

@@ -1,5 +1,7 @@
 //! Changing heads: what routes add, remove and rewrite, in Envoy's order.
 
+use std::sync::Arc;
+
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::decide::{Decision, Matched};
@@ -7,9 +9,12 @@ use crate::endpoint::Endpoint;
 use crate::facts::Facts;
 use crate::format::Values;
 use crate::http_manager::{HttpFilterKind, HttpManager};
+use crate::plan::Plan;
 use crate::routes::{AppendAction, HeaderAddition, HeaderMutation, HostRewrite, PathChange, PathRule, RouteMatch};
 
 const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
+const HEALTH_CHECKED_CLUSTER: HeaderName = HeaderName::from_static("x-envoy-upstream-healthchecked-cluster");
+const IMMEDIATE_HEALTH_CHECK_FAIL: HeaderName = HeaderName::from_static("x-envoy-immediate-health-check-fail");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
 /// The parts of a request that routes may change, as they go upstream.
@@ -81,15 +86,9 @@ pub fn auto_host<'e>(matched: &Matched, endpoint: &'e Endpoint) -> Option<&'e st
 }
 
 /// Applies a decision's changes to a response, an upstream's or one of the proxy's own: header changes of the route where
-/// they apply ([`Decision::shapes_response`]), the cookie of the hash policy, and then what the manager's filters do, the last one
-/// first. `matched` is the decision's own, or was.
-pub fn response(
-    decision: &Decision,
-    matched: Option<&Matched>,
-    manager: &HttpManager,
-    values: &impl Values,
-    headers: &mut HeaderMap,
-) {
+/// they apply ([`Decision::shapes_response`]), what authorizers say, and the cookie of the hash policy. `matched` is the decision's
+/// own, or was.
+pub fn response(decision: &Decision, matched: Option<&Matched>, values: &impl Values, headers: &mut HeaderMap) {
     if let Some(matched) = matched.filter(|_| decision.shapes_response) {
         for level in levels(matched) {
             for name in &level.response_remove {
@@ -100,24 +99,41 @@ pub fn response(
             }
         }
     }
+    for (name, value) in decision.asked.iter().flat_map(|asked| &asked.external) {
+        headers.append(name, value.clone());
+    }
     if let Some(cookie) = &decision.set_cookie {
         headers.append(http::header::SET_COOKIE, cookie.clone());
     }
-    for filter in manager.filters.iter().rev() {
-        match &filter.kind {
+}
+
+/// Then does what filters do to responses, the last one first. `told`: what those are told who check the workload's health, and
+/// whether the process fails its checks.
+pub fn filtered(
+    (plan, manager): (&Plan, &HttpManager),
+    decision: &Decision,
+    matched: Option<&Matched>,
+    told: (Option<&HeaderValue>, bool),
+    values: &impl Values,
+    headers: &mut HeaderMap,
+) {
+    let checks = decision.asked.iter().flat_map(|asked| &asked.checks);
+    for filter in manager.filters.iter().rev().filter(|filter| filter.is_on(matched)) {
+        match plan.kind_of(filter) {
             HttpFilterKind::Cors(_) => {
                 for (name, value) in &decision.cors {
                     headers.insert(name, value.clone());
                 }
             }
-            HttpFilterKind::HeaderMutation(mutations) if filter.is_on(matched) => {
-                mutations.response(&filter.name, matched, values, headers);
+            HttpFilterKind::HeaderMutation(mutations) => mutations.response(&filter.name, matched, values, headers),
+            HttpFilterKind::HealthCheck(own) if checks.clone().any(|check| Arc::ptr_eq(&check.filter, own)) => {
+                headers.extend(told.0.map(|cluster| (HEALTH_CHECKED_CLUSTER, cluster.clone())));
+            }
+            HttpFilterKind::HealthCheck(_) if told.1 => {
+                headers.insert(IMMEDIATE_HEALTH_CHECK_FAIL, HeaderValue::from_static("true"));
             }
             _ => {}
         }
-    }
-    for (name, value) in decision.asked.iter().flat_map(|asked| &asked.external) {
-        headers.append(name, value.clone());
     }
 }
 

@@ -3,11 +3,13 @@
 //! Each resource is taken whole or not at all, and the last good one of its name stays. A plan shares all parts that did
 //! not change with the plan before it. A listener that waits for its routes, a cluster that waits for its endpoints, and
 //! either that waits for its secrets, is not in the plan until they came, or until the caller says that it waited long
-//! enough. The first listeners wait for all clusters besides, as in Envoy: no request comes in before it can go out.
+//! enough. The same is true of filters that a listener only names. The first listeners wait for all clusters besides, as in Envoy: no request comes in before it can go out.
+
+mod discovery;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use hashbrown::{HashMap, HashSet};
@@ -15,11 +17,12 @@ use prost::Message;
 
 use proto::envoy::config::bootstrap::v3::Bootstrap;
 use proto::envoy::config::endpoint::v3::ClusterLoadAssignment;
-use proto::type_url::{CLUSTER, ENDPOINTS, LISTENER, ROUTE, SECRET};
+use proto::type_url::{CLUSTER, ENDPOINTS, EXTENSION, LISTENER, ROUTE, SECRET};
 
 use crate::balance::{Balancer, Home};
 use crate::build::{self, Context, Strings};
 use crate::cluster::{Cluster, ClusterConfig, ClusterState, Discovery, DnsOptions};
+use crate::discovered::DiscoveredFilter;
 use crate::endpoint::{Endpoint, EndpointGroup, EndpointSet, EndpointState, Locality};
 use crate::http_manager::RouteSource;
 use crate::listener::{Address, Listener};
@@ -31,7 +34,7 @@ use crate::tls::{CertificateSource, SecretRef, SecretSource, TlsCommon};
 /// One change: a resource came, or went.
 #[derive(Debug, Clone)]
 pub struct Update {
-    /// `proto::type_url::{LISTENER, CLUSTER, ROUTE, ENDPOINTS, SECRET}`.
+    /// `proto::type_url::{LISTENER, CLUSTER, ROUTE, ENDPOINTS, SECRET, EXTENSION}`.
     pub type_url: Arc<str>,
     /// The resource's name.
     pub name: Arc<str>,
@@ -86,6 +89,10 @@ pub struct Store {
     delivered: HashSet<SecretRef>,
     /// What may go into the plan incomplete.
     released: HashSet<(&'static str, Arc<str>)>,
+    /// Filters that listeners name and of which the server said something, good or bad, or was waited for long enough.
+    heard: HashSet<Arc<str>>,
+    /// All who name filters and still live.
+    naming: Vec<Weak<DiscoveredFilter>>,
     ignored: Vec<IgnoredField>,
     /// Where this proxy is, if its equals are known as a cluster.
     home: Option<Arc<Home>>,
@@ -107,7 +114,7 @@ struct ClusterEntry {
 type Outcome = Result<(), UpdateError>;
 
 /// The order in which kinds are applied, whatever order they came in: what is named before what names it.
-const ORDER: [&str; 5] = [SECRET, CLUSTER, ENDPOINTS, ROUTE, LISTENER];
+const ORDER: [&str; 6] = [SECRET, CLUSTER, ENDPOINTS, ROUTE, EXTENSION, LISTENER];
 
 impl Store {
     /// An empty store.
@@ -239,9 +246,10 @@ impl Store {
     pub fn warming(&self) -> Vec<(Arc<str>, Arc<str>)> {
         let clusters = self.clusters.values().filter(|entry| !self.is_ready(entry, &self.plan));
         let clusters = clusters.map(|entry| (Arc::from(CLUSTER), entry.config.name.clone()));
-        let listeners = self.listeners.values().filter(|listener| !self.is_complete(listener, &self.plan));
+        let listeners = self.listeners.values().filter(|listener| !self.has_parts(listener, &self.plan));
         let listeners = listeners.map(|listener| (Arc::from(LISTENER), listener.name.clone()));
-        let all: BTreeSet<_> = clusters.chain(listeners).collect();
+        let filters = self.missing_filters().into_iter().map(|name| (Arc::from(EXTENSION), name));
+        let all: BTreeSet<_> = clusters.chain(listeners).chain(filters).collect();
         all.into_iter().collect()
     }
 
@@ -257,7 +265,9 @@ impl Store {
         if warming.is_empty() {
             return;
         }
-        self.released.extend(warming.iter().map(|(type_url, name)| (kind_of(type_url), name.clone())));
+        let (filters, others): (Vec<_>, Vec<_>) = warming.iter().partition(|(type_url, _)| **type_url == *EXTENSION);
+        self.heard.extend(filters.into_iter().map(|(_, name)| name.clone()));
+        self.released.extend(others.into_iter().map(|(type_url, name)| (kind_of(type_url), name.clone())));
         self.place_all();
     }
 
@@ -314,6 +324,10 @@ impl Store {
             self.remove(next, type_url, &update.name);
             return Ok(());
         };
+        if type_url == EXTENSION {
+            // Also what is refused ends the wait, as in Envoy: the listener goes on with what there is.
+            self.heard.insert(update.name.clone());
+        }
         let findings = proto::surface::check_any(type_url, body);
         if !findings.is_acceptable() {
             let refused = findings.refused.into_iter();
@@ -331,6 +345,7 @@ impl Store {
             CLUSTER => self.add_cluster(next, &update.name, body),
             ENDPOINTS => self.add_endpoints(next, &update.name, body),
             ROUTE => self.add_routes(next, &update.name, body),
+            EXTENSION => self.add_filter(next, &update.name, body),
             _ => self.add_listener(&update.name, body),
         };
         built.map_err(|faults| UpdateError { kind, name: update.name.clone(), faults })
@@ -444,7 +459,9 @@ impl Store {
         if let Some(old) = self.listeners.get(name) {
             listener.chains.keep(&old.chains);
         }
-        self.listeners.insert(name.clone(), Arc::new(listener));
+        let listener = Arc::new(listener);
+        self.note_named(&listener);
+        self.listeners.insert(name.clone(), listener);
         self.released.remove(&(kind_of(LISTENER), name.clone()));
         Ok(())
     }
@@ -467,6 +484,9 @@ impl Store {
             }
             ROUTE => {
                 next.routes.remove(name);
+            }
+            EXTENSION => {
+                next.filters.remove(name);
             }
             _ => {
                 self.listeners.remove(name);
@@ -523,6 +543,11 @@ impl Store {
     }
 
     fn is_complete(&self, listener: &Listener, plan: &Plan) -> bool {
+        self.has_filters(listener) && self.has_parts(listener, plan)
+    }
+
+    /// All but the filters that it names.
+    fn has_parts(&self, listener: &Listener, plan: &Plan) -> bool {
         self.released.contains(&(kind_of(LISTENER), listener.name.clone()))
             || (route_names(listener).iter().all(|name| plan.routes.contains_key(name))
                 && self.has_secrets(listener_secrets(listener), plan)
@@ -536,15 +561,19 @@ impl Store {
 
     fn named_by_others(&self) -> HashSet<(&'static str, Arc<str>)> {
         let routes = self.wanted_routes().into_iter().map(|name| (kind_of(ROUTE), name));
-        routes.chain(self.wanted_endpoints().into_iter().map(|name| (kind_of(ENDPOINTS), name))).collect()
+        let filters = self.wanted_filters().into_iter().map(|name| (kind_of(EXTENSION), name));
+        let endpoints = self.wanted_endpoints().into_iter().map(|name| (kind_of(ENDPOINTS), name));
+        routes.chain(filters).chain(endpoints).collect()
     }
 
-    /// Route tables and endpoint sets that were named by something before, and are no longer, are of no use.
+    /// Route tables, filters and endpoint sets that were named by something before, and are no longer, are of no use.
     fn forget_unnamed(&mut self, next: &mut Plan, before: &HashSet<(&'static str, Arc<str>)>) {
         let now = self.named_by_others();
         for (kind, name) in before.difference(&now) {
             if *kind == kind_of(ROUTE) {
                 next.routes.remove(name);
+            } else if *kind == kind_of(EXTENSION) {
+                self.heard.remove(name);
             } else {
                 self.endpoints.remove(name);
             }
@@ -559,6 +588,7 @@ impl Store {
         let complete: Vec<_> = self.listeners.iter().filter(|(name, listener)| fresh(name, listener)).collect();
         let complete: Vec<_> = complete.into_iter().map(|(name, listener)| (name.clone(), listener.clone())).collect();
         next.listeners.extend(complete);
+        self.forget_filters(&mut next);
         next.index_addresses();
         next.remote_keys = self.strings.remote_keys_in_use();
         next.generation = self.plan.generation + 1;
@@ -746,6 +776,7 @@ fn kind_of(type_url: &str) -> &'static str {
         ROUTE => "RouteConfiguration",
         ENDPOINTS => "ClusterLoadAssignment",
         SECRET => "Secret",
+        EXTENSION => "TypedExtensionConfig",
         _ => "resource",
     }
 }

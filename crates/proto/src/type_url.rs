@@ -15,6 +15,8 @@ pub const ROUTE: &str = "type.googleapis.com/envoy.config.route.v3.RouteConfigur
 pub const ENDPOINTS: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
 /// Certificates, keys and validation contexts (SDS).
 pub const SECRET: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
+/// Configurations of filters that listeners only name (ECDS).
+pub const EXTENSION: &str = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig";
 /// The bootstrap file; never sent over xDS.
 pub const BOOTSTRAP: &str = "type.googleapis.com/envoy.config.bootstrap.v3.Bootstrap";
 
@@ -31,7 +33,7 @@ pub fn message_name(type_url: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::envoy::config::{bootstrap, cluster, endpoint, listener, route};
+    use crate::envoy::config::{bootstrap, cluster, core, endpoint, listener, route};
     use crate::envoy::extensions::transport_sockets::tls;
 
     #[test]
@@ -41,6 +43,7 @@ mod tests {
         assert_eq!(ROUTE, of::<route::v3::RouteConfiguration>());
         assert_eq!(ENDPOINTS, of::<endpoint::v3::ClusterLoadAssignment>());
         assert_eq!(SECRET, of::<tls::v3::Secret>());
+        assert_eq!(EXTENSION, of::<core::v3::TypedExtensionConfig>());
         assert_eq!(BOOTSTRAP, of::<bootstrap::v3::Bootstrap>());
     }
 

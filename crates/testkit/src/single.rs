@@ -93,6 +93,15 @@ impl Single {
         self.directory.path().join(name)
     }
 
+    /// Lets the server give other resources, and waits until the proxy has answered.
+    ///
+    /// # Errors
+    /// There is no server, or no answer.
+    pub async fn change(&self, gives: &[serde_json::Value], takes: &[String]) -> Result<()> {
+        let server = self.server.as_ref().context("a server that gives resources (`ads`)")?;
+        server.change(&xds::response(gives, self.directory.path()).to_string(), takes).await
+    }
+
     /// The last lines that the proxy wrote, and what it refused.
     pub fn said(&self) -> String {
         let refusals = self.server.as_ref().map(Server::refusals).unwrap_or_default();

@@ -124,6 +124,12 @@ pub struct Case {
     pub files_without: BTreeMap<String, Vec<String>>,
     /// File in the working directory that is written before: name and content.
     pub write: Option<(String, String)>,
+    /// Resources that the server gives from now on; asked is when the proxy has answered.
+    #[serde(default)]
+    pub gives: Vec<Value>,
+    /// Names of resources that it takes away (only deltas can tell).
+    #[serde(default)]
+    pub takes: Vec<String>,
     /// Files in the working directory (sockets too) and their modes, in octal digits.
     #[serde(default)]
     pub modes: BTreeMap<String, String>,
@@ -180,9 +186,7 @@ impl Table {
     /// What the server at `$dir/ads.sock` gives, as a DiscoveryResponse in JSON; `None` where there is no server.
     pub fn served(&self, id: &str, directory: &Path) -> Option<Value> {
         let own = self.bootstraps.get(id).filter(|own| !own.ads.is_empty())?;
-        let mut whole = json!({"version_info": "1", "resources": own.ads});
-        place(&mut whole, &directory.display().to_string());
-        Some(whole)
+        Some(response(&own.ads, directory))
     }
 
     /// Files that the bootstrap reads: name and content.
@@ -215,6 +219,13 @@ impl Table {
         merge(&mut whole, &Value::Object(fields));
         Ok(whole)
     }
+}
+
+/// Resources as a DiscoveryResponse in JSON.
+pub fn response(resources: &[Value], directory: &Path) -> Value {
+    let mut whole = json!({"version_info": "1", "resources": resources});
+    place(&mut whole, &directory.display().to_string());
+    whole
 }
 
 fn listener(port: u16, manager: &Map<String, Value>) -> Value {

@@ -32,3 +32,14 @@ pub fn is_full_state(type_url: &str) -> bool {
 
 /// The name that subscribes to everything.
 pub const WILDCARD: &str = "*";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_come_after_the_listeners_that_name_them_and_are_never_a_whole_state() {
+        assert!(order(type_url::EXTENSION) > order(type_url::LISTENER));
+        assert!(!is_full_state(type_url::EXTENSION));
+    }
+}

@@ -64,6 +64,11 @@ async fn one(single: &Single, case: &Case) -> Result<Vec<String>> {
         std::fs::rename(fresh, single.file(name))?;
         tokio::time::sleep(Duration::from_millis(700)).await;
     }
+    if !case.gives.is_empty() || !case.takes.is_empty() {
+        single.change(&case.gives, &case.takes).await?;
+        // Workers hear of it a little later.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     let at = case.at()?;
     for _ in 0..case.repeat.unwrap_or(1) {
         single.log().clear();

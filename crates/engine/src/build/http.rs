@@ -11,6 +11,7 @@ use proto::envoy::extensions::filters::network::http_connection_manager::v3 as h
 use proto::google::protobuf::Any;
 
 use super::access_log::access_log;
+use super::discovered::discovered;
 use super::listener::SHELL_EXTENSIONS;
 use super::local_reply::local_replies;
 use super::value::{cidr, header_value};
@@ -25,7 +26,7 @@ use crate::path::{EscapedSlashes, PathOptions};
 const STREAM_IDLE: Duration = Duration::from_secs(300);
 const CONNECTION_IDLE: Duration = Duration::from_secs(3600);
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(60);
-const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
+pub(super) const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
 
 pub(super) fn manager(cx: &mut Context<'_>, any: &Any) -> Option<HttpManager> {
     let message: hcm::HttpConnectionManager = cx.unpack(any)?;
@@ -124,8 +125,14 @@ fn http_filters(cx: &mut Context<'_>, messages: &[hcm::HttpFilter]) -> (Vec<Http
     let mut options = None;
     let last = messages.len().saturating_sub(1);
     let filters = cx.list_indexed("http_filters", messages, |cx, at, message| {
-        let Some(hcm::http_filter::ConfigType::TypedConfig(any)) = &message.config_type else {
-            return cx.field("typed_config", |cx| cx.refuse("is required"));
+        let any = match &message.config_type {
+            Some(hcm::http_filter::ConfigType::TypedConfig(any)) => any,
+            Some(hcm::http_filter::ConfigType::ConfigDiscovery(source)) => {
+                let found = cx.field("config_discovery", |cx| discovered(cx, &message.name, source))?;
+                let kind = HttpFilterKind::Discovered(Arc::new(found));
+                return Some(HttpFilter { name: cx.share(&message.name), disabled: message.disabled, kind });
+            }
+            None => return cx.field("typed_config", |cx| cx.refuse("is required")),
         };
         if type_name(any) == ROUTER {
             if at != last {
@@ -148,7 +155,11 @@ fn http_filters(cx: &mut Context<'_>, messages: &[hcm::HttpFilter]) -> (Vec<Http
 }
 
 /// `Some(None)`: an optional filter that does nothing here.
-fn filter_kind(cx: &mut Context<'_>, message: &hcm::HttpFilter, any: &Any) -> Option<Option<HttpFilterKind>> {
+pub(super) fn filter_kind(
+    cx: &mut Context<'_>,
+    message: &hcm::HttpFilter,
+    any: &Any,
+) -> Option<Option<HttpFilterKind>> {
     if message.is_optional && matches!(proto::typed_struct::open(&any.type_url, &any.value), Some(Err(_))) {
         return Some(None);
     }
@@ -164,15 +175,19 @@ fn filter_kind(cx: &mut Context<'_>, message: &hcm::HttpFilter, any: &Any) -> Op
         request_filters::SET_METADATA => HttpFilterKind::Metadata(request_filters::set_metadata(cx, any)?),
         request_filters::BUFFER => HttpFilterKind::Buffer(request_filters::buffer(cx, any)?),
         request_filters::HEALTH_CHECK => HttpFilterKind::HealthCheck(Arc::new(request_filters::health_check(cx, any)?)),
-        request_filters::ALPN => HttpFilterKind::Alpn(request_filters::alpn(cx, any)?),
+        request_filters::ALPN => HttpFilterKind::Alpn(Arc::new(request_filters::alpn(cx, any)?)),
         filters::LOCAL_RATE_LIMIT => HttpFilterKind::LocalRateLimit(Arc::new(super::limit::filter(cx, any, false)?)),
         "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig" => HttpFilterKind::GrpcStats,
         // Whoever accepts compressed answers takes others as well; Istio's own filters say what the proxy does anyway.
         "envoy.extensions.filters.http.compressor.v3.Compressor" => return Some(None),
         known if SHELL_EXTENSIONS.contains(&known) => return Some(None),
         _ if message.is_optional => return Some(None),
-        other => return cx.refuse(format!("the HTTP filter {other} is not implemented")),
+        other => return cx.refuse(not_implemented(other)),
     }))
+}
+
+pub(super) fn not_implemented(name: &str) -> String {
+    format!("the HTTP filter {name} is not implemented")
 }
 
 fn router_options(cx: &mut Context<'_>, any: &Any) -> Option<RouterOptions> {

@@ -2,6 +2,7 @@
 
 mod access_log;
 mod cluster;
+mod discovered;
 mod endpoint;
 mod ext_authz;
 mod filters;
@@ -34,6 +35,7 @@ use crate::limit::{BucketPlan, TokenBucket};
 use crate::store::Fault;
 
 pub(crate) use cluster::cluster;
+pub(crate) use discovered::filter_config;
 pub(crate) use endpoint::endpoints;
 pub(crate) use listener::listener;
 pub(crate) use overload::overload;

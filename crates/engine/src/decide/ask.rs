@@ -228,9 +228,9 @@ fn measured(world: World<'_, '_>, decision: &mut Decision, length: u64) {
 }
 
 /// Does what a filter does to every request.
-pub(super) fn change(world: World<'_, '_>, decision: &mut Decision, filter: &HttpFilter) {
+pub(super) fn change(world: World<'_, '_>, decision: &mut Decision, (filter, kind): (&HttpFilter, &HttpFilterKind)) {
     let mut changed = decision.changed.take().unwrap_or_else(|| Box::new(Changed::of(world.facts)));
-    match &filter.kind {
+    match kind {
         HttpFilterKind::HeaderMutation(mutations) => {
             mutations.request(&filter.name, decision.matched.as_ref(), world.facts, &mut changed);
         }

@@ -1,6 +1,7 @@
 //! The engine's scenarios: resources as xDS in YAML, requests, and the decisions they must get.
 
 mod authorization;
+mod discovery;
 mod external;
 mod filters;
 mod growth;

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use serde::Deserialize;
 
 use super::*;
-use crate::type_url::{BOOTSTRAP, CLUSTER, ENDPOINTS, LISTENER, PREFIX, ROUTE, SECRET};
+use crate::type_url::{BOOTSTRAP, CLUSTER, ENDPOINTS, EXTENSION, LISTENER, PREFIX, ROUTE, SECRET};
 use crate::wire::{put_bytes, put_tag, put_varint};
 
 #[derive(Deserialize)]
@@ -135,7 +135,7 @@ fn places(file: &File) -> Vec<Place> {
         message: MessageType::named(message_name(type_url)).expect("a resource"),
     };
     let mut waiting: VecDeque<Place> =
-        [LISTENER, ROUTE, CLUSTER, ENDPOINTS, SECRET, BOOTSTRAP].into_iter().map(root).collect();
+        [LISTENER, ROUTE, CLUSTER, ENDPOINTS, SECRET, EXTENSION, BOOTSTRAP].into_iter().map(root).collect();
     let mut any = root(LISTENER);
     for name in ["filter_chains", "filters", "typed_config"] {
         let field = any.message.field_named(name).expect("a field of listeners");

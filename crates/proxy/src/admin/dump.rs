@@ -35,6 +35,10 @@ pub(super) fn config_dump(desk: &Desk, query: &Query) -> Page {
         sections.push(section("BootstrapConfigDump", [("bootstrap", bootstrap(desk))]));
     }
     sections.push(clusters(&held(type_url::CLUSTER)));
+    let filters = held(type_url::EXTENSION);
+    if !filters.is_empty() {
+        sections.push(section("EcdsConfigDump", [("ecds_filters", entries(&filters, false, "ecds_filter"))]));
+    }
     if query.has("include_eds") {
         sections.push(endpoints(&held(type_url::ENDPOINTS)));
     }
@@ -73,9 +77,10 @@ fn one_kind(sections: Vec<Value>, resource: &str) -> Page {
     if known { json(&json!({})) } else { text(StatusCode::NOT_FOUND, format!("{resource} not found in config dump")) }
 }
 
-const KINDS: [(&str, &str); 10] = [
+const KINDS: [(&str, &str); 11] = [
     ("static_clusters", "ClustersConfigDump.StaticCluster"),
     ("dynamic_active_clusters", "ClustersConfigDump.DynamicCluster"),
+    ("ecds_filters", "EcdsConfigDump.EcdsFilterConfig"),
     ("static_listeners", "ListenersConfigDump.StaticListener"),
     ("dynamic_listeners", "ListenersConfigDump.DynamicListener"),
     ("static_route_configs", "RoutesConfigDump.StaticRouteConfig"),

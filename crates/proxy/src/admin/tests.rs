@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, UNIX_EPOCH};
 
-use proto::envoy::config::core::v3::Node;
+use proto::envoy::config::core::v3::{Node, TypedExtensionConfig};
 use proto::type_url;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
@@ -28,11 +28,23 @@ impl House for Small {
     }
 
     fn held(&self, type_url: &str) -> Vec<Held> {
+        let updated = UNIX_EPOCH + Duration::from_millis(1_795_257_170_346);
+        if type_url == type_url::EXTENSION {
+            let cors = proto::pack_any(proto::envoy::extensions::filters::http::cors::v3::Cors {});
+            let filter = TypedExtensionConfig { name: "named".to_owned(), typed_config: Some(cors) };
+            return vec![Held {
+                name: "named".to_owned(),
+                body: proto::pack_any(filter),
+                version: "v8".to_owned(),
+                updated,
+                is_static: false,
+                refused: None,
+            }];
+        }
         if type_url != type_url::CLUSTER {
             return Vec::new();
         }
         let cluster = proto::envoy::config::cluster::v3::Cluster { name: "web".to_owned(), ..Default::default() };
-        let updated = UNIX_EPOCH + Duration::from_millis(1_795_257_170_346);
         vec![Held {
             name: "web".to_owned(),
             body: proto::pack_any(cluster),
@@ -133,6 +145,9 @@ async fn the_dump_has_envoys_shape() {
     let (_, one) = admin.get("/config_dump?resource=dynamic_active_clusters&name_regex=we.").await;
     let one: serde_json::Value = serde_json::from_str(&one).unwrap();
     assert_eq!(one["configs"][0]["cluster"]["name"], "web");
+    let (_, one) = admin.get("/config_dump?resource=ecds_filters").await;
+    let one: serde_json::Value = serde_json::from_str(&one).unwrap();
+    assert_eq!(one["configs"][0]["ecds_filter"]["name"], "named");
     let (status, text) = admin.get("/config_dump?resource=nope").await;
     assert_eq!((status, text.as_str()), (404, "nope not found in config dump"));
 }

@@ -49,6 +49,11 @@ impl Ledger {
         self.entries.lock().remove(&(Arc::clone(type_url), Arc::clone(name)));
     }
 
+    /// Of one type only these names are wanted any more.
+    pub fn keep(&self, type_url: &str, names: &[Arc<str>]) {
+        self.entries.lock().retain(|(kind, name), _| **kind != *type_url || names.contains(name));
+    }
+
     /// A version of a resource was refused; what was in force stays.
     pub fn refused(&self, type_url: &Arc<str>, name: &Arc<str>, why: String) {
         let now = SystemTime::now();

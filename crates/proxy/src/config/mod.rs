@@ -273,7 +273,11 @@ impl Configuration {
         let before = std::mem::take(&mut self.warming);
         let since = |key: &(Arc<str>, Arc<str>)| before.get(key).copied().unwrap_or(now);
         self.warming = self.store.warming().into_iter().map(|key| (key.clone(), since(&key))).collect();
-        let late = self.warming.iter().filter(|(_, since)| now.duration_since(**since) >= FIRST_FETCH);
+        let late = self.warming.iter().filter(|((kind, name), since)| {
+            // What says nothing itself waits as long as Envoy does; some wait without end.
+            let patience = self.store.patience(kind, name).unwrap_or(Some(FIRST_FETCH));
+            patience.is_some_and(|patience| now.duration_since(**since) >= patience)
+        });
         let late: Vec<_> = late.map(|(key, _)| key.clone()).collect();
         for (kind, name) in &late {
             tracing::warn!(event = "warming-ended", %kind, %name, "a part of it has not come; it comes into force without");
@@ -295,7 +299,9 @@ impl Configuration {
             stream.ask(type_url::ENDPOINTS, self.store.wanted_endpoints());
             stream.ask(type_url::ROUTE, self.store.wanted_routes());
             stream.ask(type_url::SECRET, self.store.wanted_secrets());
+            stream.ask(type_url::EXTENSION, self.store.wanted_filters());
         }
+        self.shared.ledger.keep(type_url::EXTENSION, &self.store.wanted_filters());
         let all_came = self.stream.as_ref().is_none_or(dynamic::Dynamic::is_complete) || self.generation_from_saved();
         let complete = all_came && self.store.warming().is_empty();
         // While another proxy serves on the same sockets, nothing is accepted with half a configuration.

@@ -64,7 +64,8 @@ impl Saved {
             // Asked again with each try to connect that fails: what is in use stays in use.
             return Vec::new();
         }
-        let order = [type_url::CLUSTER, type_url::ENDPOINTS, type_url::ROUTE, type_url::LISTENER];
+        use type_url::{CLUSTER, ENDPOINTS, EXTENSION, LISTENER, ROUTE};
+        let order = [CLUSTER, ENDPOINTS, ROUTE, EXTENSION, LISTENER];
         let mut updates = Vec::with_capacity(self.loaded.len());
         for kind in order {
             let of_kind = self.loaded.iter().filter(|((type_url, _), _)| **type_url == *kind);
@@ -163,6 +164,7 @@ mod tests {
         let path = directory.path().join("state");
         let mut saved = Saved::open(&path).unwrap();
         saved.note(&update(type_url::LISTENER, "l", Some(b"listener")));
+        saved.note(&update(type_url::EXTENSION, "f", Some(b"filter")));
         saved.note(&update(type_url::CLUSTER, "c", Some(b"cluster")));
         saved.note(&update(type_url::CLUSTER, "gone", Some(b"x")));
         saved.note(&update(type_url::CLUSTER, "gone", None));
@@ -173,7 +175,7 @@ mod tests {
 
         let mut again = Saved::open(&path).unwrap();
         let names: Vec<_> = again.take_loaded().iter().map(|u| u.name.to_string()).collect();
-        assert_eq!(names, ["c", "l"]);
+        assert_eq!(names, ["c", "f", "l"]);
         assert!(again.take_loaded().is_empty() && again.is_in_use(), "a second look takes nothing away");
         assert_eq!(again.stale(type_url::CLUSTER, &["d"]), ["c"]);
     }

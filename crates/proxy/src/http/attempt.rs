@@ -322,8 +322,7 @@ impl Exchange {
         let host = matched.and_then(|matched| shape::auto_host(matched, endpoint));
         let count = matched.is_some_and(|matched| matched.host.attempt_count_in_request).then_some(number);
         let mut body = self.source.as_ref().map_or(UpBody::Empty, UpBody::attempt);
-        let shared = Rc::clone(&self.shared);
-        let worker = Rc::clone(&shared.worker);
+        let worker = self.shared.worker.clone();
         let mut want = Want {
             cluster: &forward.cluster,
             endpoint,
@@ -332,7 +331,7 @@ impl Exchange {
             authority: host.unwrap_or(&letter.authority),
             fresh: false,
             upgrade: letter.upgrade.is_some(),
-            alpn: forward.alpn.and_then(|at| shared.manager.alpn(at)),
+            alpn: forward.alpn.as_deref(),
         };
         let began = self.now;
         let at = |limit: Option<Duration>| limit.map(|limit| began + limit);

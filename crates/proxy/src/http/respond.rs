@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use engine::http_manager::{HttpManager, ServerHeader};
 use engine::reply::Flags;
-use engine::{Decision, shape};
+use engine::shape;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
@@ -24,8 +24,6 @@ use crate::upstream::reach::{Via, Way};
 
 const UPSTREAM_SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
 const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
-const HEALTH_CHECKED_CLUSTER: HeaderName = HeaderName::from_static("x-envoy-upstream-healthchecked-cluster");
-const IMMEDIATE_HEALTH_CHECK_FAIL: HeaderName = HeaderName::from_static("x-envoy-immediate-health-check-fail");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -111,29 +109,13 @@ impl Exchange {
     /// What the route and the decision change.
     pub(super) fn shape_answer(&self, headers: &mut HeaderMap) {
         if let Some(decision) = &self.decision {
-            let (matched, manager) = (self.record.matched.as_ref(), &self.shared.manager);
-            shape::response(decision, matched, manager, &self.record, headers);
-            self.tell_health(decision, headers);
-        }
-    }
-
-    /// What those are told who check the workload's health through a filter, and everybody else while the process fails its checks.
-    fn tell_health(&self, decision: &Decision, headers: &mut HeaderMap) {
-        let filters = self.shared.manager.health_checks();
-        let matched = self.record.matched.as_ref();
-        let on = filters.filter(|filter| filter.is_on(matched)).count();
-        if on == 0 {
-            return;
-        }
-        let taken = decision.asked.as_ref().map_or(0, |asked| asked.checks.len());
-        let worker = &self.shared.worker;
-        if taken > 0
-            && let Some(cluster) = &worker.tally.tower().own.cluster
-        {
-            headers.insert(HEALTH_CHECKED_CLUSTER, cluster.clone());
-        }
-        if on > taken && worker.shared.fails_checks() {
-            headers.insert(IMMEDIATE_HEALTH_CHECK_FAIL, HeaderValue::from_static("true"));
+            let (matched, manager, worker) = (self.record.matched.as_ref(), &self.shared.manager, &self.shared.worker);
+            shape::response(decision, matched, &self.record, headers);
+            if manager.changes_answers() {
+                let told = (worker.tally.tower().own.cluster.as_ref(), worker.shared.fails_checks());
+                let around = (&**worker.shared.plan.load(), &**manager);
+                shape::filtered(around, decision, matched, told, &self.record, headers);
+            }
         }
     }
 

@@ -220,7 +220,8 @@ impl Record {
         let matched = self.matched.as_ref();
         match operator {
             Operator::Protocol => text(self.protocol.map(|protocol| protocol.name()), out),
-            Operator::ResponseCodeDetails => text(self.details.as_deref(), out),
+            // Empty, as Envoy writes it, where a filter's configuration is missing.
+            Operator::ResponseCodeDetails => self.details.as_deref().map(|details| out.push_str(details)).is_some(),
             Operator::ConnectionTerminationDetails => text(self.termination.as_deref(), out),
             Operator::ResponseFlags => text(Some(&self.flags.letters()), out),
             Operator::ResponseFlagsLong => text(Some(&self.flags.names()), out),

@@ -152,7 +152,7 @@ fn judge_request(
         _ => request.path.clone(),
     };
     let started = SystemTime::now();
-    let (assumed, token) = match request.claims.as_deref().map(|claims| assume(manager, claims, started)) {
+    let (assumed, token) = match request.claims.as_deref().map(|claims| assume(plan, manager, claims, started)) {
         None => (None, None),
         Some(Ok((metadata, words))) => (Some(metadata), Some(words)),
         Some(Err(verdict)) => return Judged::of(verdict),
@@ -172,7 +172,7 @@ fn judge_request(
     let decision = engine::decide(plan, manager, &facts, Moment::START, &mut Dice::new(1));
     let seen = decision.changed.as_ref().map(|changed| changed.facts(&facts));
     let subject = Subject::request(seen.as_ref().unwrap_or(&facts));
-    let filters = manager.filters.iter().filter_map(|filter| match &filter.kind {
+    let filters = manager.filters.iter().filter_map(|filter| match plan.kind_of(filter) {
         HttpFilterKind::Rbac(rbac) => Some((rbac.rules.as_ref(), rbac.shadow.as_ref().filter(|_| !asks(rbac)))),
         _ => None,
     });
@@ -199,8 +199,13 @@ fn asks(rbac: &HttpRbac) -> bool {
 }
 
 /// What claims would tell the policies if a good token carried them, or the answer to such a token.
-fn assume(manager: &HttpManager, claims: &str, started: SystemTime) -> Result<(Metadata, String), Verdict> {
-    let filter = manager.filters.iter().find_map(|filter| match &filter.kind {
+fn assume(
+    plan: &Plan,
+    manager: &HttpManager,
+    claims: &str,
+    started: SystemTime,
+) -> Result<(Metadata, String), Verdict> {
+    let filter = manager.filters.iter().find_map(|filter| match plan.kind_of(filter) {
         HttpFilterKind::Jwt(filter) => Some(filter),
         _ => None,
     });

@@ -68,7 +68,7 @@ fn network(text: &mut String, plan: &Plan, chain: &FilterChain, filter: &Network
         }
         NetworkFilter::Http(manager) => {
             for filter in &manager.filters {
-                if let HttpFilterKind::Rbac(rbac) = &filter.kind {
+                if let HttpFilterKind::Rbac(rbac) = plan.kind_of(filter) {
                     rules(text, chain, rbac.rules.as_deref(), "");
                     rules(text, chain, rbac.shadow.as_deref(), " (dry run)");
                 }
