@@ -93,7 +93,7 @@ impl Waiting {
 fn asking(pending: &Pending) -> Asking {
     match &pending.question {
         Question::Authorize(asking) => asking.clone(),
-        Question::Keys(_) => panic!("keys"),
+        other => panic!("{other:?}"),
     }
 }
 
