@@ -142,7 +142,7 @@ impl Proxy {
         introduce(settings.bootstrap.node.get_or_insert_default());
         let node = settings.bootstrap.node.clone().unwrap_or_default();
         let tower = Watchtower::new(&node, count)?;
-        let shared = Shared::new(store.plan(), tower, Overload::new(store.overload()));
+        let shared = Shared::new(store.plan(), tower, Overload::new(store.overload(), store.max_clients()));
         let workers = Arc::new(worker::start(count, &shared)?);
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let (commands, orders) = mpsc::unbounded_channel();

@@ -14,6 +14,7 @@ mod overload;
 mod rbac;
 mod route;
 mod route_action;
+mod runtime;
 mod tls;
 mod value;
 
@@ -27,6 +28,7 @@ use prost::Message;
 use proto::google::protobuf::{Any, BoolValue, Duration as ProtoDuration, UInt32Value};
 
 use crate::jwt::{RemoteKeys, RemoteSource};
+use crate::runtime::Runtime;
 use crate::store::Fault;
 
 pub(crate) use cluster::cluster;
@@ -34,15 +36,18 @@ pub(crate) use endpoint::endpoints;
 pub(crate) use listener::listener;
 pub(crate) use overload::overload;
 pub(crate) use route::route_table;
+pub(crate) use runtime::runtime;
 pub(crate) use tls::secret;
 
-/// Strings that many resources share.
+/// What resources share: strings, key sets, and the runtime's values.
 #[derive(Debug, Default)]
 pub(crate) struct Strings {
     known: HashSet<Arc<str>>,
     after_pruning: usize,
     /// Key sets that are fetched, by their source: a new plan goes on with what is known.
     remote_keys: HashMap<RemoteSource, Weak<RemoteKeys>>,
+    /// Values that count instead of defaults.
+    pub(crate) runtime: Arc<Runtime>,
 }
 
 impl Strings {
@@ -188,6 +193,11 @@ impl<'s> Context<'s> {
 
     pub(crate) fn remote_keys(&mut self, source: RemoteSource) -> Arc<RemoteKeys> {
         self.strings.remote_keys(source)
+    }
+
+    /// Values that count instead of defaults.
+    pub(crate) fn runtime(&self) -> Arc<Runtime> {
+        self.strings.runtime.clone()
     }
 
     /// A text that may be absent, which protobuf writes as empty.

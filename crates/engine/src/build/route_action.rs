@@ -258,7 +258,8 @@ pub(super) fn retry(cx: &mut Context<'_>, message: &xds::RetryPolicy) -> Option<
         }
     });
     let back_off = message.retry_back_off.unwrap_or_default();
-    let base = cx.duration("retry_back_off.base_interval", back_off.base_interval.as_ref()).unwrap_or(BASE_INTERVAL);
+    let base = cx.duration("retry_back_off.base_interval", back_off.base_interval.as_ref());
+    let base = base.unwrap_or_else(|| cx.runtime().millis("upstream.base_retry_backoff_ms", BASE_INTERVAL));
     let max = cx
         .duration("retry_back_off.max_interval", back_off.max_interval.as_ref())
         .unwrap_or_else(|| base.saturating_mul(10));

@@ -306,8 +306,10 @@ pub fn takes(filter: &LogFilter, record: &Record, dice: &mut Dice) -> bool {
     match filter {
         LogFilter::Status(wanted) => wanted.holds(record.status.map_or(0, |status| u64::from(status.as_u16()))),
         LogFilter::Duration(wanted) => wanted.holds(u64::try_from(record.duration.as_millis()).unwrap_or(u64::MAX)),
-        // There is no health check filter yet, and tracing writes no log of its own.
-        LogFilter::NotHealthCheck | LogFilter::Traceable => true,
+        // There is no health check filter yet.
+        LogFilter::NotHealthCheck => true,
+        // Nothing is traced, so that no request is one that must be.
+        LogFilter::Traceable => false,
         LogFilter::Sample(share) => dice.hits(*share),
         LogFilter::And(all) => all.iter().all(|filter| takes(filter, record, dice)),
         LogFilter::Or(any) => any.iter().any(|filter| takes(filter, record, dice)),

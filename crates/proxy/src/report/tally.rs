@@ -322,6 +322,7 @@ impl Tally {
         let cells = self.listener(listener);
         match why {
             Door::Full => cells.downstream_global_cx_overflow.inc(),
+            Door::ListenerFull => cells.downstream_cx_overflow.inc(),
             Door::Shed | Door::Open => cells.downstream_cx_overload_reject.inc(),
         }
     }
