@@ -5,7 +5,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use crate::decide::{Decision, Matched};
 use crate::endpoint::Endpoint;
 use crate::facts::Facts;
-use crate::format::Values;
+use crate::format::{RequestValues, Values};
 use crate::routes::{AppendAction, HeaderAddition, HeaderMutation, HostRewrite, PathChange, PathRule, RouteMatch};
 
 const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
@@ -173,6 +173,10 @@ pub(crate) fn changed_path(change: &PathChange, rule: &RouteMatch, facts: &Facts
         }
         PathChange::Regex(rule) => rule.apply(path),
         PathChange::Template(template, rewrite) => template.rewrite(path, rewrite),
-        PathChange::Format(_) => None,
+        PathChange::Format(template) => {
+            let mut text = String::new();
+            template.render(&RequestValues { facts, matched: None, cluster: None, endpoint: None }, "", &mut text);
+            (!text.is_empty()).then_some(text)
+        }
     }
 }

@@ -194,7 +194,7 @@ impl Store {
         self.ignored.extend(idle.into_iter().map(|key| IgnoredField {
             kind: "Bootstrap",
             name: name.clone(),
-            field: format!("{key}: a runtime key of Envoy's own"),
+            field: format!("layers: {key}: a runtime key of Envoy's own"),
         }));
         Ok(())
     }

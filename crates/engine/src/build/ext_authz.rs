@@ -50,6 +50,7 @@ pub(super) fn filter(cx: &mut Context<'_>, any: &Any) -> Option<ExtAuthz> {
         enabled_metadata,
         deny_at_disable: runtime_flag(cx, message.deny_at_disable.as_ref(), false),
         peer_certificate: message.include_peer_certificate,
+        shadow: message.shadow_mode,
         tls_session: message.include_tls_session,
         allowed_headers: allowed,
         disallowed_headers: disallowed.unwrap_or_default(),

@@ -235,8 +235,8 @@ fn hash_policy(cx: &mut Context<'_>, message: &xds::route_action::HashPolicy) ->
         Some(Kind::QueryParameter(rule)) => {
             cx.field("query_parameter", |cx| cx.needed("name", &rule.name)).map(HashSource::Query)?
         }
-        Some(Kind::FilterState(_)) => {
-            return cx.field("filter_state", |cx| cx.refuse("no filter that is implemented leaves one"));
+        Some(Kind::FilterState(rule)) => {
+            cx.field("filter_state", |cx| cx.needed("key", &rule.key)).map(|_| HashSource::FilterState)?
         }
         None => return cx.refuse("a source is required"),
     };

@@ -330,6 +330,7 @@ impl Tally {
     /// Counts what outlier detection did.
     pub fn outlier(&self, cluster: &Cluster, event: &engine::outlier::Event) {
         use engine::outlier::{Cause, EventKind};
+        self.tower.outlier_event(cluster.name(), event, self.worker);
         let cells = self.cluster(cluster);
         match &event.kind {
             EventKind::Ejected { cause, enforced } => {
