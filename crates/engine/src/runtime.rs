@@ -93,7 +93,7 @@ impl Runtime {
     pub fn share(&self, key: &str, default: Fraction) -> Fraction {
         let Some(value) = self.value(key) else { return default };
         let whole = value.whole.map(|number| u32::try_from(number).unwrap_or(u32::MAX));
-        value.share.or(whole.map(|numerator| Fraction { numerator, denominator: 100 })).unwrap_or(default)
+        value.share.or_else(|| whole.map(|numerator| Fraction { numerator, denominator: 100 })).unwrap_or(default)
     }
 
     /// The numerator of a share whose denominator stays.

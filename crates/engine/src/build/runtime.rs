@@ -93,3 +93,44 @@ fn share(tree: &Struct) -> Option<Fraction> {
     };
     Some(Fraction { numerator, denominator })
 }
+
+#[cfg(test)]
+mod tests {
+    use proto::envoy::config::bootstrap::v3::Bootstrap;
+    use proto::json::{Format, parse};
+
+    use crate::store::Store;
+
+    fn load(layers: &str) -> (Store, Vec<String>) {
+        let text = format!("layered_runtime: {{layers: {layers}}}");
+        let bootstrap: Bootstrap = parse(&text, Format::Yaml).expect("a bootstrap");
+        let mut store = Store::new();
+        let faults = store.bootstrap(&bootstrap).err().unwrap_or_default();
+        (store, faults.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn keys_nest_and_later_layers_count() {
+        let key = "global_downstream_max_connections";
+        let (store, faults) = load(&format!(
+            "[{{name: a, static_layer: {{overload: {{{key}: 7}}}}}}, {{name: b, static_layer: {{overload.{key}: \"9\"}}}}]"
+        ));
+        assert_eq!((faults, store.max_clients()), (Vec::new(), Some(9)));
+    }
+
+    #[test]
+    fn keys_of_envoys_own_are_told() {
+        let (mut store, faults) = load("[{name: a, static_layer: {re2.max_program_size.error_level: 1, other: 2}}]");
+        assert!(faults.is_empty());
+        let fields: Vec<_> = store.take_ignored().into_iter().map(|ignored| ignored.field).collect();
+        assert_eq!(fields, ["layers: re2.max_program_size.error_level: a runtime key of Envoy's own"]);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_refused_by_its_place() {
+        let (_, faults) = load("[{name: a, static_layer: {k: [1]}}, {name: b, disk_layer: {symlink_root: /x}}]");
+        let told = faults.join("\n");
+        assert!(told.contains("layers[0].static_layer.fields[\"k\"]: must be a number"), "{told}");
+        assert!(told.contains("layers[1].disk_layer: use a static_layer"), "{told}");
+    }
+}

@@ -181,3 +181,19 @@ fn share_of_failures() {
     }
     assert_eq!(sweep(&cluster, 10), [EventKind::Ejected { cause: Cause::FailurePercentage, enforced: true }]);
 }
+
+#[test]
+fn each_detector_that_fires_is_told_of() {
+    let cluster = cluster(
+        1,
+        "{consecutive_5xx: 1, consecutive_gateway_failure: 1, enforcing_consecutive_gateway_failure: 0, max_ejection_percent: 100}",
+    );
+    let bad = endpoint(&cluster, 0);
+    let events = cluster.state.monitor.record(&cluster, &bad, Report::Status(503), at(1), &mut Dice::new(1));
+    let told: Vec<_> = events.iter().map(|event| (event.kind, event.ejections, event.since)).collect();
+    let ejected = |cause, enforced| EventKind::Ejected { cause, enforced };
+    assert_eq!(
+        told,
+        [(ejected(Cause::ConsecutiveGateway, false), 0, None), (ejected(Cause::Consecutive5xx, true), 1, None)]
+    );
+}
