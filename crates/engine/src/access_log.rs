@@ -49,7 +49,7 @@ pub enum LogFilter {
     Duration(Comparison),
     /// Not for requests that a health-check filter answered.
     NotHealthCheck,
-    /// Only traced requests.
+    /// Only requests that somebody forced to be traced.
     Traceable,
     /// A share of them.
     Sample(Fraction),

@@ -51,6 +51,7 @@ pub mod rbac;
 pub mod reply;
 pub mod retry;
 pub mod routes;
+pub mod runtime;
 pub mod shape;
 pub mod store;
 pub mod tls;

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -120,6 +121,8 @@ pub struct Listener {
     pub stat_prefix: Option<Arc<str>>,
     /// Where it came from and more.
     pub metadata: Metadata,
+    /// A limit of client connections (the runtime key `envoy.resource_limits.listener.NAME.connection_limit`). Default: none.
+    pub limit: Option<Arc<ConnectionLimit>>,
     /// Hash of the resource: equal means unchanged.
     pub version: u64,
 }
@@ -269,16 +272,40 @@ pub enum NetworkFilter {
     /// Sends these bytes and closes; terminal.
     DirectResponse(Bytes),
     /// A limit of connections through this chain.
-    ConnectionLimit {
-        /// How many at once.
-        max: u64,
-        /// How long a refused connection is held before it is closed.
-        delay: Option<Duration>,
-    },
+    ConnectionLimit(Arc<ConnectionLimit>),
     /// A limit of how fast connections may come.
     RateLimit(Arc<ConnectionRateLimit>),
     /// Something known by its type that the shell may act on (Istio's metadata exchange and statistics).
     Extension(Extension),
+}
+
+/// A limit of connections (`envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit`).
+#[derive(Debug)]
+pub struct ConnectionLimit {
+    /// How many at once, on all workers together; at least 1.
+    pub max: u64,
+    /// How long a connection beyond that is held before it is closed. Default: not at all.
+    pub delay: Option<Duration>,
+    /// Connections now, with those that are held.
+    open: AtomicU64,
+}
+
+impl ConnectionLimit {
+    /// With no connection yet.
+    #[must_use]
+    pub const fn new(max: u64, delay: Option<Duration>) -> Self {
+        Self { max, delay, open: AtomicU64::new(0) }
+    }
+
+    /// Counts a connection until [`ConnectionLimit::leave`]; whether it is within the limit.
+    pub fn enter(&self) -> bool {
+        self.open.fetch_add(1, Ordering::Relaxed) < self.max
+    }
+
+    /// A connection that was counted is gone.
+    pub fn leave(&self) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// A filter that the engine passes on to the shell unread.

@@ -87,6 +87,21 @@ pub struct Event {
     pub endpoint: Arc<Endpoint>,
     /// What.
     pub kind: EventKind,
+    /// How often it was out so far, with this time.
+    pub ejections: u32,
+    /// Since it came back last (if it is put out) or was put out (if it comes back); `None`: never before.
+    pub since: Option<Duration>,
+    /// What a detector that looks at rates saw.
+    pub rates: Option<SeenRates>,
+}
+
+/// What a detector saw, in per cent.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SeenRates {
+    /// The endpoint's successes.
+    pub own: f64,
+    /// The mean of all endpoints with enough requests, and the rate below which one is put out; `None`: they do not count.
+    pub bounds: Option<(f64, f64)>,
 }
 
 /// What happened to an endpoint.
@@ -155,6 +170,21 @@ struct Ejection {
     backoff: u32,
     since: Moment,
     jitter: Duration,
+    /// When it came back last.
+    returned: Option<Moment>,
+}
+
+impl Ejection {
+    fn event(&self, endpoint: &Arc<Endpoint>, kind: EventKind, since: Option<Moment>, now: Moment) -> Event {
+        let since = since.map(|since| now - since);
+        Event { endpoint: endpoint.clone(), kind, ejections: self.times, since, rates: None }
+    }
+
+    /// The endpoint comes back.
+    fn end(&mut self, endpoint: &Arc<Endpoint>, now: Moment) -> Event {
+        self.returned = Some(now);
+        self.event(endpoint, EventKind::Returned, Some(self.since), now)
+    }
 }
 
 impl OutlierState {
@@ -244,7 +274,7 @@ struct Changes {
 }
 
 impl Monitor {
-    /// Notes how an attempt ended. An ejection takes effect at once; the event is for logs and metrics.
+    /// Notes how an attempt ended. An ejection takes effect at once; the events, mostly none, are for logs and metrics.
     pub fn record(
         &self,
         cluster: &Cluster,
@@ -252,8 +282,8 @@ impl Monitor {
         report: Report,
         now: Moment,
         dice: &mut Dice,
-    ) -> Option<Event> {
-        let config = cluster.config.outlier.as_deref()?;
+    ) -> Vec<Event> {
+        let Some(config) = cluster.config.outlier.as_deref() else { return Vec::new() };
         let state = &endpoint.state.outlier;
         let fired = match (report, config.split_local_origin) {
             (Report::Status(status), false) => state.note_status(config, status),
@@ -266,20 +296,19 @@ impl Monitor {
             (Report::Timeout, false) => state.note_status(config, 504),
             (Report::ConnectFailure | Report::Reset, false) => state.note_status(config, 503),
         };
-        let mut event = None;
+        let mut events = Vec::new();
         for cause in fired.into_iter().flatten() {
-            let new = self.eject(cluster, config, endpoint, cause, now, dice);
+            events.extend(self.eject(cluster, config, endpoint, cause, now, dice));
             match cause {
                 Cause::ConsecutiveGateway => state.in_a_row_gateway.store(0, Ordering::Relaxed),
                 Cause::ConsecutiveLocalOrigin => state.in_a_row_local.store(0, Ordering::Relaxed),
                 _ => state.in_a_row_5xx.store(0, Ordering::Relaxed),
             }
-            event = event.or(new);
         }
-        if event.is_some() {
+        if !events.is_empty() {
             self.changed(cluster, now);
         }
-        event
+        events
     }
 
     /// An active check found an endpoint well: one that is out comes back at once, where that is wanted.
@@ -293,7 +322,7 @@ impl Monitor {
         state.forget_rows();
         state.ejected.store(false, Ordering::Relaxed);
         self.changed(cluster, now);
-        Some(Event { endpoint: endpoint.clone(), kind: EventKind::Returned })
+        Some(locked(&state.ejection).end(endpoint, now))
     }
 
     /// The periodic part: returns endpoints whose time is over and looks at rates. Call it every
@@ -305,11 +334,12 @@ impl Monitor {
         let causes = [(Cause::SuccessRate, Cause::FailurePercentage), LOCAL_CAUSES];
         for (tally, (by_rate, by_share)) in [answers as fn(&OutlierState) -> &Tally, local].into_iter().zip(causes) {
             let rates = Rates::take(cluster, tally);
-            for endpoint in rates.too_low(config) {
-                events.extend(self.eject(cluster, config, endpoint, by_rate, now, dice));
-            }
-            for endpoint in rates.failing(config) {
-                events.extend(self.eject(cluster, config, endpoint, by_share, now, dice));
+            let found = rates.too_low(config).into_iter().map(|found| (by_rate, found));
+            for (cause, (endpoint, seen)) in
+                found.chain(rates.failing(config).into_iter().map(|found| (by_share, found)))
+            {
+                let event = self.eject(cluster, config, endpoint, cause, now, dice);
+                events.extend(event.map(|event| Event { rates: Some(seen), ..event }));
             }
         }
         if !events.is_empty() {
@@ -360,18 +390,18 @@ impl Monitor {
         if state.is_ejected() {
             return None;
         }
-        let event = |kind| Some(Event { endpoint: endpoint.clone(), kind });
+        let mut ejection = locked(&state.ejection);
+        let event = |ejection: &Ejection, kind| Some(ejection.event(endpoint, kind, ejection.returned, now));
         let out = cluster.endpoints.iter().filter(|endpoint| endpoint.state.outlier.is_ejected()).count();
         // The share with this one.
         let share = 100.0 * (out + 1) as f64 / cluster.endpoints.len().max(1) as f64;
         let allowed = share <= f64::from(config.max_ejection_percent) || (config.always_eject_one && out == 0);
         if !allowed {
-            return event(EventKind::Overflow { cause });
+            return event(&ejection, EventKind::Overflow { cause });
         }
         if dice.below(100) >= u64::from(config.enforcing(cause)) {
-            return event(EventKind::Ejected { cause, enforced: false });
+            return event(&ejection, EventKind::Ejected { cause, enforced: false });
         }
-        let mut ejection = locked(&state.ejection);
         ejection.times += 1;
         ejection.since = now;
         let jitter = u64::try_from(config.max_ejection_jitter.as_millis()).unwrap_or(u64::MAX);
@@ -380,7 +410,7 @@ impl Monitor {
             ejection.backoff += 1;
         }
         state.ejected.store(true, Ordering::Relaxed);
-        event(EventKind::Ejected { cause, enforced: true })
+        event(&ejection, EventKind::Ejected { cause, enforced: true })
     }
 }
 
@@ -408,8 +438,11 @@ fn release(config: &OutlierConfig, endpoint: &Arc<Endpoint>, now: Moment) -> Opt
     }
     state.forget_rows();
     state.ejected.store(false, Ordering::Relaxed);
-    Some(Event { endpoint: endpoint.clone(), kind: EventKind::Returned })
+    Some(ejection.end(endpoint, now))
 }
+
+/// An endpoint that a detector found, and what it saw.
+type Found<'c> = (&'c Arc<Endpoint>, SeenRates);
 
 /// Success rates of the endpoints that are in, since the last sweep.
 struct Rates<'c> {
@@ -428,7 +461,7 @@ impl<'c> Rates<'c> {
     }
 
     /// Endpoints too far below the mean.
-    fn too_low(&self, config: &OutlierConfig) -> Vec<&'c Arc<Endpoint>> {
+    fn too_low(&self, config: &OutlierConfig) -> Vec<Found<'c>> {
         let enough: Vec<_> =
             self.seen.iter().filter(|(_, count, _)| *count >= config.success_rate_request_volume).collect();
         let wanted = config.success_rate_minimum_hosts as usize;
@@ -439,11 +472,12 @@ impl<'c> Rates<'c> {
         let mean = enough.iter().map(|(_, _, rate)| rate).sum::<f64>() / number;
         let variance = enough.iter().map(|(_, _, rate)| (rate - mean).powi(2)).sum::<f64>() / number;
         let threshold = mean - variance.sqrt() * f64::from(config.success_rate_stdev_factor) / 1000.0;
-        enough.into_iter().filter(|(_, _, rate)| *rate < threshold).map(|(endpoint, _, _)| *endpoint).collect()
+        let low = enough.into_iter().filter(|(_, _, rate)| *rate < threshold);
+        low.map(|(endpoint, _, own)| (*endpoint, SeenRates { own: *own, bounds: Some((mean, threshold)) })).collect()
     }
 
     /// Endpoints whose share of failures is too high.
-    fn failing(&self, config: &OutlierConfig) -> Vec<&'c Arc<Endpoint>> {
+    fn failing(&self, config: &OutlierConfig) -> Vec<Found<'c>> {
         let enough: Vec<_> =
             self.seen.iter().filter(|(_, count, _)| *count >= config.failure_percentage_request_volume).collect();
         let wanted = config.failure_percentage_minimum_hosts as usize;
@@ -451,7 +485,8 @@ impl<'c> Rates<'c> {
             return Vec::new();
         }
         let threshold = f64::from(config.failure_percentage_threshold);
-        enough.into_iter().filter(|(_, _, rate)| 100.0 - rate >= threshold).map(|(endpoint, _, _)| *endpoint).collect()
+        let failing = enough.into_iter().filter(|(_, _, rate)| 100.0 - rate >= threshold);
+        failing.map(|(endpoint, _, own)| (*endpoint, SeenRates { own: *own, bounds: None })).collect()
     }
 }
 

@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use crate::decide::{Decision, Matched};
 use crate::endpoint::Endpoint;
 use crate::facts::Facts;
-use crate::format::Values;
+use crate::format::{RequestValues, Values};
 use crate::http_manager::{HttpFilterKind, HttpManager};
 use crate::plan::Plan;
 use crate::routes::{AppendAction, HeaderAddition, HeaderMutation, HostRewrite, PathChange, PathRule, RouteMatch};
@@ -214,6 +214,10 @@ pub(crate) fn changed_path(change: &PathChange, rule: &RouteMatch, facts: &Facts
         }
         PathChange::Regex(rule) => rule.apply(path),
         PathChange::Template(template, rewrite) => template.rewrite(path, rewrite),
-        PathChange::Format(_) => None,
+        PathChange::Format(template) => {
+            let mut text = String::new();
+            template.render(&RequestValues { facts, matched: None, cluster: None, endpoint: None }, "", &mut text);
+            (!text.is_empty()).then_some(text)
+        }
     }
 }

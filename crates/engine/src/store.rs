@@ -99,6 +99,9 @@ pub struct Store {
     overload: Option<Overload>,
 }
 
+/// The runtime key of the limit of client connections, where no resource monitor counts them.
+const MAX_CLIENTS: &str = "overload.global_downstream_max_connections";
+
 /// A cluster as it came, and what is needed to make it run.
 #[derive(Debug)]
 struct ClusterEntry {
@@ -158,9 +161,13 @@ impl Store {
     /// Loads a bootstrap's static secrets, clusters and listeners. All faults are given; what is good is in the plan.
     pub fn bootstrap(&mut self, bootstrap: &Bootstrap) -> Result<(), Vec<UpdateError>> {
         self.home = self.home.take().or_else(|| home(bootstrap).map(Arc::new));
-        let measures = self.take_overload(bootstrap);
         self.strings.own_cluster = bootstrap.node.as_ref().map(|node| Arc::from(&*node.cluster)).unwrap_or_default();
-        let Some(resources) = &bootstrap.static_resources else { return measures.map_err(|fault| vec![fault]) };
+        // Values come first: they count in all that is built after.
+        let own = [self.take_runtime(bootstrap), self.take_overload(bootstrap)].into_iter().filter_map(Result::err);
+        let own: Vec<UpdateError> = own.collect();
+        let Some(resources) = &bootstrap.static_resources else {
+            return if own.is_empty() { Ok(()) } else { Err(own) };
+        };
         let update = |type_url: &str, name: &str, body: Vec<u8>| Update {
             type_url: type_url.into(),
             name: name.into(),
@@ -180,9 +187,24 @@ impl Store {
         let twice = duplicates(&updates);
         let outcomes = self.apply(&updates);
         self.fixed.extend(updates.iter().map(|update| (kind_of(&update.type_url), update.name.clone())));
-        let faults: Vec<UpdateError> =
-            outcomes.into_iter().filter_map(Result::err).chain(twice).chain(measures.err()).collect();
+        let faults: Vec<UpdateError> = outcomes.into_iter().filter_map(Result::err).chain(twice).chain(own).collect();
         if faults.is_empty() { Ok(()) } else { Err(faults) }
+    }
+
+    fn take_runtime(&mut self, bootstrap: &Bootstrap) -> Outcome {
+        let Some(message) = &bootstrap.layered_runtime else { return Ok(()) };
+        let mut cx = Context::new(&mut self.strings, 0);
+        let built = build::runtime(&mut cx, message);
+        let name: Arc<str> = "layered_runtime".into();
+        let refused = |faults| UpdateError { kind: "Bootstrap", name: name.clone(), faults };
+        let (runtime, idle) = cx.finish(built).map_err(refused)?;
+        self.strings.runtime = Arc::new(runtime);
+        self.ignored.extend(idle.into_iter().map(|key| IgnoredField {
+            kind: "Bootstrap",
+            name: name.clone(),
+            field: format!("layers: {key}: a runtime key of Envoy's own"),
+        }));
+        Ok(())
     }
 
     fn take_overload(&mut self, bootstrap: &Bootstrap) -> Outcome {
@@ -198,6 +220,13 @@ impl Store {
     #[must_use]
     pub fn overload(&self) -> Option<&Overload> {
         self.overload.as_ref()
+    }
+
+    /// The limit of client connections where no resource monitor counts them (the runtime key
+    /// `overload.global_downstream_max_connections`); `None`: the shell's own limit.
+    #[must_use]
+    pub fn max_clients(&self) -> Option<u64> {
+        Some(self.strings.runtime.whole(MAX_CLIENTS, u64::MAX)).filter(|most| *most < u64::MAX)
     }
 
     /// Fields accepted without effect since this was last asked.

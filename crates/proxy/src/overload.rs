@@ -64,17 +64,20 @@ pub enum Door {
     Open,
     /// Close it: there are as many as may be.
     Full,
+    /// Close it: its listener has as many as it may have.
+    ListenerFull,
     /// Close it: the process is under pressure.
     Shed,
 }
 
 impl Overload {
-    /// With the bootstrap's rules, or the safe ones.
-    pub fn new(configured: Option<&Rules>) -> Self {
-        let rules = configured.cloned().unwrap_or_else(|| match memory::limit() {
+    /// With the bootstrap's rules, or the safe ones; `most`: client connections at once, where the rules do not say.
+    pub fn new(configured: Option<&Rules>, most: Option<u64>) -> Self {
+        let mut rules = configured.cloned().unwrap_or_else(|| match memory::limit() {
             Some(most) => Rules::safe(most),
             None => Rules { monitors: Vec::new(), rules: Vec::new(), ..Rules::safe(u64::MAX) },
         });
+        rules.max_connections = rules.max_connections.or(most);
         let limit = descriptors();
         let room = limit.saturating_sub(RESERVE.max(limit / 16)).max(limit / 4).max(2);
         Self { rules, measures: ArcSwap::default(), any: false.into(), clients: AtomicU64::new(0), room }
@@ -219,7 +222,7 @@ mod tests {
         let monitors = vec![Monitor { name: "m".into(), kind: MonitorKind::Memory { most: 1 } }];
         let rules = actions.iter().map(|action| Rule { action: *action, triggers: vec![(0, Trigger::Threshold(0.5))] });
         let rules = Rules { refresh: Duration::from_secs(1), monitors, rules: rules.collect(), max_connections };
-        Arc::new(Overload::new(Some(&rules)))
+        Arc::new(Overload::new(Some(&rules), None))
     }
 
     #[test]

@@ -97,6 +97,14 @@ pub enum StartError {
         /// Why.
         reason: std::io::Error,
     },
+    /// The log of outlier detection cannot be written.
+    #[error("cluster_manager.outlier_detection.event_log_path: {path}: {reason}")]
+    Log {
+        /// Which file.
+        path: String,
+        /// Why.
+        reason: std::io::Error,
+    },
     /// The system gives no thread or runtime.
     #[error("cannot start: {0}")]
     System(#[from] std::io::Error),
@@ -142,7 +150,10 @@ impl Proxy {
         introduce(settings.bootstrap.node.get_or_insert_default());
         let node = settings.bootstrap.node.clone().unwrap_or_default();
         let tower = Watchtower::new(&node, count)?;
-        let shared = Shared::new(store.plan(), tower, Overload::new(store.overload()));
+        if let Some(path) = outlier_log(&settings.bootstrap) {
+            tower.log_outliers(path).map_err(|reason| StartError::Log { path: path.to_owned(), reason })?;
+        }
+        let shared = Shared::new(store.plan(), tower, Overload::new(store.overload(), store.max_clients()));
         let workers = Arc::new(worker::start(count, &shared)?);
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let (commands, orders) = mpsc::unbounded_channel();
@@ -224,6 +235,12 @@ fn introduce(node: &mut Node) {
 }
 
 /// The sockets of the proxy that this one takes over from.
+/// The file that events of outlier detection go to.
+fn outlier_log(bootstrap: &Bootstrap) -> Option<&str> {
+    let outliers = bootstrap.cluster_manager.as_ref()?.outlier_detection.as_ref()?;
+    Some(outliers.event_log_path.as_str()).filter(|path| !path.is_empty())
+}
+
 fn inherit(settings: &Settings) -> Result<Option<Inheritance>, StartError> {
     match settings.run_dir.as_deref().filter(|_| settings.take_over) {
         None => Ok(None),

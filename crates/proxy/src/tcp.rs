@@ -168,13 +168,11 @@ impl Carrying<'_> {
             return;
         }
         let now = self.worker.shared.now();
-        let event = {
+        let events = {
             let mut dice = self.worker.dice.borrow_mut();
             cluster.state.monitor.record(cluster, endpoint, report, now, &mut dice)
         };
-        if let Some(event) = event {
-            self.worker.tally.outlier(cluster, &event);
-        }
+        events.iter().for_each(|event| self.worker.tally.outlier(cluster, event));
     }
 }
 

@@ -18,6 +18,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::door;
 use crate::door::accept::Open;
+use crate::door::limited::Counted;
 use crate::net::listen::Bound;
 use crate::net::stream::Socket;
 use crate::overload::{Client, Door};
@@ -253,11 +254,15 @@ impl Worker {
             Door::Open => {}
             closed => return self.tally.turned_away(&listener, closed),
         }
+        let counted = listener.limit.as_ref().map(Counted::begin);
+        if matches!(counted, Some((_, false))) {
+            return self.tally.turned_away(&listener, Door::ListenerFull);
+        }
         self.load.fetch_add(1, Ordering::Relaxed);
         let busy = Busy { worker: Rc::clone(self), _client: overload.client() };
         tokio::task::spawn_local(async move {
             door::connection::serve(&busy.worker, listener, socket).await;
-            drop(busy);
+            drop((busy, counted));
         });
     }
 
@@ -290,12 +295,6 @@ impl Worker {
             drain: watch::Sender::new(false),
         });
         group.drain.subscribe()
-    }
-
-    /// Connections of a chain on this worker.
-    pub fn connections_of(&self, chain: &Arc<FilterChain>) -> usize {
-        let chains = self.chains.borrow();
-        chains.get(&(Arc::as_ptr(chain) as usize)).map_or(0, |group| group.drain.receiver_count())
     }
 
     /// Whether the process is on its way out.

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
 };
 
 /// A certificate authority that lives as long as the test.
@@ -14,6 +14,13 @@ use rcgen::{
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     root: String,
+}
+
+/// What a certificate says; a serial number of chance where none is given.
+struct Leaf<'a> {
+    names: Vec<SanType>,
+    common: Option<&'a str>,
+    serial: Option<SerialNumber>,
 }
 
 impl Authority {
@@ -41,20 +48,16 @@ impl Authority {
     /// # Errors
     /// When no key can be made or the id is no URI.
     pub fn leaf(&self, spiffe: &str, start: Duration, end: Duration) -> Result<(String, String)> {
-        self.sign(vec![SanType::URI(spiffe.try_into().context("SPIFFE id")?)], None, start, end)
+        let names = vec![SanType::URI(spiffe.try_into().context("SPIFFE id")?)];
+        self.sign(Leaf { names, common: None, serial: None }, start, end)
     }
 
-    fn sign(
-        &self,
-        names: Vec<SanType>,
-        common: Option<&str>,
-        start: Duration,
-        end: Duration,
-    ) -> Result<(String, String)> {
+    fn sign(&self, leaf: Leaf<'_>, start: Duration, end: Duration) -> Result<(String, String)> {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::default();
-        params.subject_alt_names = names;
-        if let Some(common) = common {
+        params.subject_alt_names = leaf.names;
+        params.serial_number = leaf.serial;
+        if let Some(common) = leaf.common {
             params.distinguished_name.push(DnType::CommonName, common);
         }
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
@@ -85,7 +88,36 @@ impl Authority {
             SanType::DnsName(dns.try_into().context("DNS name")?),
         ];
         let hour = Duration::from_secs(3600);
-        self.store(directory, self.sign(names, Some(common), Duration::from_secs(60), 24 * hour)?)
+        let leaf = Leaf { names, common: Some(common), serial: None };
+        self.store(directory, self.sign(leaf, Duration::from_secs(60), 24 * hour)?)
+    }
+
+    /// As [`Self::write`], with a list in `crl.pem` beside it that revokes the certificate.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn write_revoked(&self, directory: &Path, spiffe: &str) -> Result<()> {
+        let serial = SerialNumber::from(4711);
+        let names = vec![SanType::URI(spiffe.try_into().context("SPIFFE id")?)];
+        let day = Duration::from_secs(24 * 3600);
+        let leaf = Leaf { names, common: None, serial: Some(serial.clone()) };
+        self.store(directory, self.sign(leaf, Duration::from_secs(60), day)?)?;
+        let now = std::time::SystemTime::now();
+        let list = CertificateRevocationListParams {
+            this_update: (now - Duration::from_secs(60)).into(),
+            next_update: (now + day).into(),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: vec![RevokedCertParams {
+                serial_number: serial,
+                revocation_time: (now - Duration::from_secs(60)).into(),
+                reason_code: None,
+                invalidity_date: None,
+            }],
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        std::fs::write(directory.join("crl.pem"), list.signed_by(&self.issuer)?.pem()?)?;
+        Ok(())
     }
 
     fn store(&self, directory: &Path, (chain, key): (String, String)) -> Result<()> {

@@ -55,6 +55,7 @@ impl Single {
         }
         let named = directory.path().join("certs/named");
         authority.write_named(&named, "spiffe://cluster.local/ns/shop/sa/named", "named", "named.test")?;
+        authority.write_revoked(&directory.path().join("certs/revoked"), "spiffe://cluster.local/ns/shop/sa/one")?;
         let stranger = Authority::new("Somebody else")?;
         stranger.write(&directory.path().join("certs/stranger"), "spiffe://else.where/ns/shop/sa/one")?;
         for (name, content) in table.files(id, directory.path()) {

@@ -94,7 +94,8 @@ pub(super) fn log_filter(cx: &mut Context<'_>, message: &log::AccessLogFilter) -
         Some(Kind::TraceableFilter(_)) => Some(LogFilter::Traceable),
         Some(Kind::RuntimeFilter(filter)) => cx.field("runtime_filter", |cx| {
             let share = cx.optional("percent_sampled", filter.percent_sampled.as_ref(), fraction);
-            Some(LogFilter::Sample(share.unwrap_or(Fraction::NEVER)))
+            let share = share.unwrap_or(Fraction::NEVER);
+            Some(LogFilter::Sample(cx.runtime().numerator(&filter.runtime_key, share)))
         }),
         Some(Kind::AndFilter(filter)) => {
             Some(LogFilter::And(cx.field("and_filter", |cx| cx.list("filters", &filter.filters, log_filter))))
@@ -137,6 +138,6 @@ fn comparison(cx: &mut Context<'_>, message: &log::ComparisonFilter) -> Option<C
         3 => ComparisonOp::NotEqual,
         _ => return cx.field("op", |cx| cx.refuse("is no known comparison")),
     };
-    let value = message.value.as_ref().map_or(0, |value| value.default_value);
+    let value = message.value.as_ref().map_or(0, |value| cx.runtime().small(&value.runtime_key, value.default_value));
     Some(Comparison { op, value })
 }

@@ -16,7 +16,7 @@ use proto::envoy::r#type::v3::Percent;
 use proto::google::protobuf::{Any, Duration as ProtoDuration, UInt32Value, UInt64Value};
 
 use super::http::{http1, http2, positive};
-use super::value::{keepalive, placed_address, socket_option};
+use super::value::{keepalive, placed_address, runtime_double, socket_option};
 use super::{Context, flag, number, type_name};
 use crate::balance::{LbPolicy, SlowStart, ZoneAware};
 use crate::circuit::{Limits, RetryBudget};
@@ -253,6 +253,17 @@ const fn dns_family(number: i32) -> DnsFamily {
 }
 
 fn lb_common(cx: &mut Context<'_>, message: &xds::Cluster) -> LbCommon {
+    let mut common = lb_common_of(cx, message);
+    let runtime = cx.runtime();
+    // Envoy reads whole percents there, and replaces what cannot be a percentage by the default.
+    let percent = runtime.whole("upstream.healthy_panic_threshold", u64::MAX);
+    if let Some(percent) = u32::try_from(percent).ok().filter(|percent| *percent <= 100) {
+        common.panic_threshold = f64::from(percent);
+    }
+    common
+}
+
+fn lb_common_of(cx: &mut Context<'_>, message: &xds::Cluster) -> LbCommon {
     use xds::cluster::common_lb_config::LocalityConfigSpecifier as Kind;
     let mut common = LbCommon::default();
     let Some(config) = &message.common_lb_config else { return common };
@@ -317,7 +328,7 @@ fn lb_policy(cx: &mut Context<'_>, message: &xds::Cluster, common: &mut LbCommon
             };
             Some(LbPolicy::LeastRequest {
                 choices: number(config.choice_count.as_ref(), 2).max(1),
-                bias: config.active_request_bias.as_ref().map_or(1.0, |bias| bias.default_value),
+                bias: runtime_double(cx, config.active_request_bias.as_ref(), 1.0),
                 slow_start: old_slow_start(cx, config.slow_start_config.as_ref()),
             })
         }
@@ -378,7 +389,7 @@ fn typed_lb(cx: &mut Context<'_>, message: &xds::LoadBalancingPolicy, common: &m
             locality(message.locality_lb_config.as_ref(), common);
             Some(LbPolicy::LeastRequest {
                 choices: number(message.choice_count.as_ref(), 2).max(1),
-                bias: message.active_request_bias.as_ref().map_or(1.0, |bias| bias.default_value),
+                bias: runtime_double(cx, message.active_request_bias.as_ref(), 1.0),
                 slow_start: slow_start(cx, message.slow_start_config.as_ref()),
             })
         }
@@ -439,7 +450,7 @@ fn old_slow_start(cx: &mut Context<'_>, message: Option<&xds::cluster::SlowStart
     let message = message?;
     Some(SlowStart {
         window: cx.limit("slow_start_window", message.slow_start_window.as_ref(), None)?,
-        aggression: message.aggression.as_ref().map_or(1.0, |value| value.default_value),
+        aggression: runtime_double(cx, message.aggression.as_ref(), 1.0),
         min_percent: message.min_weight_percent.as_ref().map_or(10.0, |value| value.value),
     })
 }
@@ -448,7 +459,7 @@ fn slow_start(cx: &mut Context<'_>, message: Option<&lb::common::v3::SlowStartCo
     let message = message?;
     Some(SlowStart {
         window: cx.limit("slow_start_window", message.slow_start_window.as_ref(), None)?,
-        aggression: message.aggression.as_ref().map_or(1.0, |value| value.default_value),
+        aggression: runtime_double(cx, message.aggression.as_ref(), 1.0),
         min_percent: message.min_weight_percent.as_ref().map_or(10.0, |value| value.value),
     })
 }
@@ -525,15 +536,31 @@ fn typed_http(cx: &mut Context<'_>, any: &Any) -> Option<HttpOptions> {
 /// The limits of the default and of the high priority.
 fn limits(cx: &mut Context<'_>, message: &xds::Cluster) -> (Limits, Limits) {
     let mut both = (Limits::default(), Limits::default());
-    let Some(breakers) = &message.circuit_breakers else { return both };
-    for (at, threshold) in breakers.thresholds.iter().enumerate() {
+    let thresholds = message.circuit_breakers.iter().flat_map(|breakers| &breakers.thresholds);
+    for (at, threshold) in thresholds.enumerate() {
         let built = cx.field("circuit_breakers", |cx| cx.item("thresholds", at, |cx| threshold_limits(cx, threshold)));
         match threshold.priority {
             1 => both.1 = built,
             _ => both.0 = built,
         }
     }
+    runtime_limits(cx, &message.name, "default", &mut both.0);
+    runtime_limits(cx, &message.name, "high", &mut both.1);
     both
+}
+
+/// The runtime keys of a cluster's limits.
+fn runtime_limits(cx: &Context<'_>, cluster: &str, priority: &str, limits: &mut Limits) {
+    let runtime = cx.runtime();
+    let key = |what: &str| format!("circuit_breakers.{cluster}.{priority}.{what}");
+    limits.connections = runtime.small(&key("max_connections"), limits.connections);
+    limits.pending = runtime.small(&key("max_pending_requests"), limits.pending);
+    limits.requests = runtime.small(&key("max_requests"), limits.requests);
+    limits.retries = runtime.small(&key("max_retries"), limits.retries);
+    if let Some(budget) = &mut limits.budget {
+        budget.percent = runtime.number(&key("retry_budget.budget_percent"), budget.percent);
+        budget.min_concurrency = runtime.small(&key("retry_budget.min_retry_concurrency"), budget.min_concurrency);
+    }
 }
 
 fn threshold_limits(cx: &mut Context<'_>, message: &xds::circuit_breakers::Thresholds) -> Limits {
@@ -568,7 +595,10 @@ fn outlier(cx: &mut Context<'_>, message: &xds::OutlierDetection, merge_window: 
         if value > 100 {
             cx.field(name, |cx| cx.fault("must be at most 100"));
         }
-        value
+        cx.runtime().small(&runtime_key(name), value)
+    };
+    let count = |cx: &Context<'_>, name: &str, value: Option<&UInt32Value>, default: u32| {
+        cx.runtime().small(&runtime_key(name), number(value, default))
     };
     let base =
         cx.duration("base_ejection_time", message.base_ejection_time.as_ref()).unwrap_or(Duration::from_secs(30));
@@ -577,16 +607,24 @@ fn outlier(cx: &mut Context<'_>, message: &xds::OutlierDetection, merge_window: 
         cx.fault("interval and base_ejection_time must be above zero");
     }
     let max = cx.duration("max_ejection_time", message.max_ejection_time.as_ref());
+    let max = max.unwrap_or(Duration::from_secs(300)).max(base);
+    let jitter = cx.duration("max_ejection_time_jitter", message.max_ejection_time_jitter.as_ref()).unwrap_or_default();
+    let runtime = cx.runtime();
     Some(OutlierConfig {
         merge_window,
-        consecutive_5xx: number(message.consecutive_5xx.as_ref(), 5),
+        consecutive_5xx: count(cx, "consecutive_5xx", message.consecutive_5xx.as_ref(), 5),
         enforcing_consecutive_5xx: percent(
             cx,
             "enforcing_consecutive_5xx",
             message.enforcing_consecutive_5xx.as_ref(),
             100,
         ),
-        consecutive_gateway_failure: number(message.consecutive_gateway_failure.as_ref(), 5),
+        consecutive_gateway_failure: count(
+            cx,
+            "consecutive_gateway_failure",
+            message.consecutive_gateway_failure.as_ref(),
+            5,
+        ),
         enforcing_consecutive_gateway_failure: percent(
             cx,
             "enforcing_consecutive_gateway_failure",
@@ -594,26 +632,44 @@ fn outlier(cx: &mut Context<'_>, message: &xds::OutlierDetection, merge_window: 
             0,
         ),
         split_local_origin: message.split_external_local_origin_errors,
-        consecutive_local_origin_failure: number(message.consecutive_local_origin_failure.as_ref(), 5),
+        consecutive_local_origin_failure: count(
+            cx,
+            "consecutive_local_origin_failure",
+            message.consecutive_local_origin_failure.as_ref(),
+            5,
+        ),
         enforcing_consecutive_local_origin_failure: percent(
             cx,
             "enforcing_consecutive_local_origin_failure",
             message.enforcing_consecutive_local_origin_failure.as_ref(),
             100,
         ),
-        interval,
-        base_ejection_time: base,
-        max_ejection_time: max.unwrap_or(Duration::from_secs(300)).max(base),
-        max_ejection_jitter: cx
-            .duration("max_ejection_time_jitter", message.max_ejection_time_jitter.as_ref())
-            .unwrap_or_default(),
+        interval: runtime.millis(&runtime_key("interval_ms"), interval),
+        base_ejection_time: runtime.millis(&runtime_key("base_ejection_time_ms"), base),
+        max_ejection_time: runtime.millis(&runtime_key("max_ejection_time_ms"), max),
+        max_ejection_jitter: runtime.millis(&runtime_key("max_ejection_time_jitter_ms"), jitter),
         max_ejection_percent: percent(cx, "max_ejection_percent", message.max_ejection_percent.as_ref(), 10),
         always_eject_one: flag(message.always_eject_one_host.as_ref(), false),
         pardon: flag(message.successful_active_health_check_uneject_host.as_ref(), true),
         enforcing_success_rate: percent(cx, "enforcing_success_rate", message.enforcing_success_rate.as_ref(), 100),
-        success_rate_minimum_hosts: number(message.success_rate_minimum_hosts.as_ref(), 5),
-        success_rate_request_volume: number(message.success_rate_request_volume.as_ref(), 100),
-        success_rate_stdev_factor: number(message.success_rate_stdev_factor.as_ref(), 1900),
+        success_rate_minimum_hosts: count(
+            cx,
+            "success_rate_minimum_hosts",
+            message.success_rate_minimum_hosts.as_ref(),
+            5,
+        ),
+        success_rate_request_volume: count(
+            cx,
+            "success_rate_request_volume",
+            message.success_rate_request_volume.as_ref(),
+            100,
+        ),
+        success_rate_stdev_factor: count(
+            cx,
+            "success_rate_stdev_factor",
+            message.success_rate_stdev_factor.as_ref(),
+            1900,
+        ),
         enforcing_local_origin_success_rate: percent(
             cx,
             "enforcing_local_origin_success_rate",
@@ -638,9 +694,24 @@ fn outlier(cx: &mut Context<'_>, message: &xds::OutlierDetection, merge_window: 
             message.enforcing_failure_percentage_local_origin.as_ref(),
             0,
         ),
-        failure_percentage_minimum_hosts: number(message.failure_percentage_minimum_hosts.as_ref(), 5),
-        failure_percentage_request_volume: number(message.failure_percentage_request_volume.as_ref(), 50),
+        failure_percentage_minimum_hosts: count(
+            cx,
+            "failure_percentage_minimum_hosts",
+            message.failure_percentage_minimum_hosts.as_ref(),
+            5,
+        ),
+        failure_percentage_request_volume: count(
+            cx,
+            "failure_percentage_request_volume",
+            message.failure_percentage_request_volume.as_ref(),
+            50,
+        ),
     })
+}
+
+/// The runtime key of a setting of outlier detection.
+fn runtime_key(setting: &str) -> String {
+    format!("outlier_detection.{setting}")
 }
 
 /// Where connections leave from, and in which network namespace.

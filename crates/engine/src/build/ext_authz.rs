@@ -9,8 +9,8 @@ use proto::envoy::extensions::filters::http::ext_authz::v3 as xds;
 use proto::envoy::r#type::matcher::v3 as matcher;
 use proto::google::protobuf::Any;
 
-use super::value::{header_name, metadata, runtime_fraction, string};
-use super::{Context, flag};
+use super::Context;
+use super::value::{header_name, metadata, runtime_flag, runtime_fraction, string};
 use crate::dice::Fraction;
 use crate::ext_authz::{BodySettings, CheckSettings, ExtAuthz, ExtAuthzOverride, GrpcService, HttpService, Service};
 use crate::matcher::StringMatcher;
@@ -48,8 +48,9 @@ pub(super) fn filter(cx: &mut Context<'_>, any: &Any) -> Option<ExtAuthz> {
             .optional("filter_enabled", message.filter_enabled.as_ref(), runtime_fraction)
             .unwrap_or(Fraction::ALWAYS),
         enabled_metadata,
-        deny_at_disable: message.deny_at_disable.as_ref().is_some_and(|deny| flag(deny.default_value.as_ref(), false)),
+        deny_at_disable: runtime_flag(cx, message.deny_at_disable.as_ref(), false),
         peer_certificate: message.include_peer_certificate,
+        shadow: message.shadow_mode,
         tls_session: message.include_tls_session,
         allowed_headers: allowed,
         disallowed_headers: disallowed.unwrap_or_default(),

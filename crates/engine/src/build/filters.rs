@@ -48,23 +48,54 @@ fn http_rbac(cx: &mut Context<'_>, message: &rbac::Rbac) -> Option<HttpRbac> {
 
 pub(super) fn fault(cx: &mut Context<'_>, any: &Any) -> Option<FaultPolicy> {
     let message: fault::HttpFault = cx.unpack(any)?;
+    let keys = fault_keys(&message);
     Some(FaultPolicy {
-        delay: cx.optional("delay", message.delay.as_ref(), delay),
-        abort: cx.optional("abort", message.abort.as_ref(), abort),
+        delay: cx.optional("delay", message.delay.as_ref(), |cx, message| delay(cx, message, &keys)),
+        abort: cx.optional("abort", message.abort.as_ref(), |cx, message| abort(cx, message, &keys)),
         upstream_cluster: cx.text(&message.upstream_cluster),
         headers: cx.list("headers", &message.headers, header),
         downstream_nodes: message.downstream_nodes.iter().map(|node| cx.share(node)).collect(),
-        max_active: message.max_active_faults.as_ref().map(|max| max.value),
+        max_active: max_faults(cx, &message, &keys),
         active: Arc::new(AtomicU32::new(0)),
     })
 }
 
-fn delay(cx: &mut Context<'_>, message: &fault_common::FaultDelay) -> Option<FaultDelay> {
+/// Runtime keys of a fault filter: those that it names, or Envoy's own.
+struct FaultKeys<'m> {
+    delay_share: &'m str,
+    delay: &'m str,
+    abort_share: &'m str,
+    http_status: &'m str,
+    grpc_status: &'m str,
+    most: &'m str,
+}
+
+fn fault_keys(message: &fault::HttpFault) -> FaultKeys<'_> {
+    fn or<'m>(named: &'m str, usual: &'static str) -> &'m str {
+        if named.is_empty() { usual } else { named }
+    }
+    FaultKeys {
+        delay_share: or(&message.delay_percent_runtime, "fault.http.delay.fixed_delay_percent"),
+        delay: or(&message.delay_duration_runtime, "fault.http.delay.fixed_duration_ms"),
+        abort_share: or(&message.abort_percent_runtime, "fault.http.abort.abort_percent"),
+        http_status: or(&message.abort_http_status_runtime, "fault.http.abort.http_status"),
+        grpc_status: or(&message.abort_grpc_status_runtime, "fault.http.abort.grpc_status"),
+        most: or(&message.max_active_faults_runtime, "fault.http.max_active_faults"),
+    }
+}
+
+fn max_faults(cx: &Context<'_>, message: &fault::HttpFault, keys: &FaultKeys<'_>) -> Option<u32> {
+    let most = message.max_active_faults.as_ref().map_or(u32::MAX, |most| most.value);
+    Some(cx.runtime().small(keys.most, most)).filter(|most| *most < u32::MAX)
+}
+
+fn delay(cx: &mut Context<'_>, message: &fault_common::FaultDelay, keys: &FaultKeys<'_>) -> Option<FaultDelay> {
     use fault_common::fault_delay::FaultDelaySecifier as Kind;
     let share = cx.optional("percentage", message.percentage.as_ref(), fraction).unwrap_or(Fraction::NEVER);
+    let share = cx.runtime().share(keys.delay_share, share);
     let fixed = match &message.fault_delay_secifier {
         Some(Kind::FixedDelay(duration)) => match cx.duration("fixed_delay", Some(duration)) {
-            Some(duration) if !duration.is_zero() => Some(duration),
+            Some(duration) if !duration.is_zero() => Some(cx.runtime().millis(keys.delay, duration)),
             _ => return cx.field("fixed_delay", |cx| cx.refuse("must be above zero")),
         },
         Some(Kind::HeaderDelay(_)) => None,
@@ -73,15 +104,19 @@ fn delay(cx: &mut Context<'_>, message: &fault_common::FaultDelay) -> Option<Fau
     Some(FaultDelay { fraction: share, fixed })
 }
 
-fn abort(cx: &mut Context<'_>, message: &fault::FaultAbort) -> Option<FaultAbort> {
+fn abort(cx: &mut Context<'_>, message: &fault::FaultAbort, keys: &FaultKeys<'_>) -> Option<FaultAbort> {
     use fault::fault_abort::ErrorType as Kind;
     let share = cx.optional("percentage", message.percentage.as_ref(), fraction).unwrap_or(Fraction::NEVER);
+    let runtime = cx.runtime();
+    let share = runtime.share(keys.abort_share, share);
     let kind = match &message.error_type {
-        Some(Kind::HttpStatus(code)) => match status(*code).filter(|code| (200..600).contains(&code.as_u16())) {
-            Some(code) => AbortKind::Http(code),
-            None => return cx.field("http_status", |cx| cx.refuse("must be from 200 to 599")),
-        },
-        Some(Kind::GrpcStatus(code)) => AbortKind::Grpc(*code),
+        Some(Kind::HttpStatus(code)) => {
+            match status(runtime.small(keys.http_status, *code)).filter(|code| (200..600).contains(&code.as_u16())) {
+                Some(code) => AbortKind::Http(code),
+                None => return cx.field("http_status", |cx| cx.refuse("must be from 200 to 599")),
+            }
+        }
+        Some(Kind::GrpcStatus(code)) => AbortKind::Grpc(runtime.small(keys.grpc_status, *code)),
         Some(Kind::HeaderAbort(_)) => AbortKind::Header,
         None => return cx.refuse("http_status, grpc_status or header_abort is required"),
     };

@@ -14,13 +14,13 @@ use proto::envoy::extensions::filters::network::{
 use proto::google::protobuf::Any;
 
 use super::access_log::access_log;
-use super::value::{cidr, inline_bytes, keepalive, placed_address, socket_option};
+use super::value::{cidr, inline_bytes, keepalive, placed_address, runtime_flag, socket_option};
 use super::{Context, fingerprint, flag, number, opened, type_name};
 use crate::Address;
 use crate::chains::{ChainMatch, ChainTable, SourceType};
 use crate::listener::{
-    Direction, Extension, FilterChain, Listener, ListenerFilter, ListenerFilterKind, NetworkFilter, PortPredicate,
-    TcpClusters, TcpProxy,
+    ConnectionLimit, Direction, Extension, FilterChain, Listener, ListenerFilter, ListenerFilterKind, NetworkFilter,
+    PortPredicate, TcpClusters, TcpProxy,
 };
 use crate::metadata::Metadata;
 use crate::rbac::NetworkRbac;
@@ -99,8 +99,16 @@ pub(crate) fn listener(cx: &mut Context<'_>, bytes: &[u8]) -> Option<Listener> {
         tcp_keepalive: message.tcp_keepalive.as_ref().map(keepalive),
         stat_prefix: cx.text(&message.stat_prefix),
         metadata: Metadata::from_proto(message.metadata.as_ref()),
+        limit: limit(cx, &message.name),
         version: cx.hash,
     })
+}
+
+/// Envoy has no field for it, only a runtime key with the listener's name.
+fn limit(cx: &Context<'_>, name: &str) -> Option<Arc<ConnectionLimit>> {
+    let key = format!("envoy.resource_limits.listener.{name}.connection_limit");
+    let max = cx.runtime().whole(&key, u64::MAX);
+    (max < u64::MAX).then(|| Arc::new(ConnectionLimit::new(max, None)))
 }
 
 /// The address alone; its faults were told before.
@@ -308,11 +316,7 @@ fn typed_filter(cx: &mut Context<'_>, name: &str, any: &Any) -> Option<Option<Ne
             let bytes = cx.optional("response", message.response.as_ref(), inline_bytes).unwrap_or_default();
             NetworkFilter::DirectResponse(bytes)
         }
-        "envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit" => {
-            let message: connection_limit::ConnectionLimit = cx.unpack(any)?;
-            let max = message.max_connections.as_ref().map_or(0, |max| max.value);
-            NetworkFilter::ConnectionLimit { max, delay: cx.duration("delay", message.delay.as_ref()) }
-        }
+        "envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit" => return connection_limit(cx, any),
         "envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit" => {
             NetworkFilter::RateLimit(Arc::new(super::limit::connections(cx, any)?))
         }
@@ -320,6 +324,17 @@ fn typed_filter(cx: &mut Context<'_>, name: &str, any: &Any) -> Option<Option<Ne
         other => return cx.refuse(format!("the network filter {other} is not implemented")),
     };
     Some(Some(filter))
+}
+
+/// `Some(None)`: it is switched off.
+fn connection_limit(cx: &mut Context<'_>, any: &Any) -> Option<Option<NetworkFilter>> {
+    let message: connection_limit::ConnectionLimit = cx.unpack(any)?;
+    let Some(max) = message.max_connections.map(|max| max.value).filter(|max| *max > 0) else {
+        return cx.field("max_connections", |cx| cx.refuse("must be at least 1"));
+    };
+    let delay = cx.limit("delay", message.delay.as_ref(), None);
+    let enabled = runtime_flag(cx, message.runtime_enabled.as_ref(), true);
+    Some(enabled.then(|| NetworkFilter::ConnectionLimit(Arc::new(ConnectionLimit::new(max, delay)))))
 }
 
 fn extension(cx: &mut Context<'_>, name: &str, any: &Any) -> Extension {

@@ -18,6 +18,7 @@ mod rbac;
 mod request_filters;
 mod route;
 mod route_action;
+mod runtime;
 mod tls;
 mod value;
 
@@ -32,6 +33,7 @@ use proto::google::protobuf::{Any, BoolValue, Duration as ProtoDuration, UInt32V
 
 use crate::jwt::{RemoteKeys, RemoteSource};
 use crate::limit::{BucketPlan, TokenBucket};
+use crate::runtime::Runtime;
 use crate::store::Fault;
 
 pub(crate) use cluster::cluster;
@@ -40,9 +42,10 @@ pub(crate) use endpoint::endpoints;
 pub(crate) use listener::listener;
 pub(crate) use overload::overload;
 pub(crate) use route::route_table;
+pub(crate) use runtime::runtime;
 pub(crate) use tls::secret;
 
-/// Strings that many resources share.
+/// What resources share: strings, key sets, and the runtime's values.
 #[derive(Debug, Default)]
 pub(crate) struct Strings {
     known: HashSet<Arc<str>>,
@@ -53,6 +56,8 @@ pub(crate) struct Strings {
     buckets: Vec<(Arc<str>, BucketPlan, Weak<TokenBucket>)>,
     /// The cluster that the bootstrap's node is of. Default empty.
     pub(crate) own_cluster: Arc<str>,
+    /// Values that count instead of defaults.
+    pub(crate) runtime: Arc<Runtime>,
 }
 
 impl Strings {
@@ -219,6 +224,11 @@ impl<'s> Context<'s> {
     /// The cluster that the bootstrap's node is of.
     pub(crate) fn own_cluster(&self) -> Arc<str> {
         self.strings.own_cluster.clone()
+    }
+
+    /// Values that count instead of defaults.
+    pub(crate) fn runtime(&self) -> Arc<Runtime> {
+        self.strings.runtime.clone()
     }
 
     /// A text that may be absent, which protobuf writes as empty.

@@ -236,8 +236,8 @@ fn hash_policy(cx: &mut Context<'_>, message: &xds::route_action::HashPolicy) ->
         Some(Kind::QueryParameter(rule)) => {
             cx.field("query_parameter", |cx| cx.needed("name", &rule.name)).map(HashSource::Query)?
         }
-        Some(Kind::FilterState(_)) => {
-            return cx.field("filter_state", |cx| cx.refuse("no filter that is implemented leaves one"));
+        Some(Kind::FilterState(rule)) => {
+            cx.field("filter_state", |cx| cx.needed("key", &rule.key)).map(|_| HashSource::FilterState)?
         }
         None => return cx.refuse("a source is required"),
     };
@@ -259,7 +259,8 @@ pub(super) fn retry(cx: &mut Context<'_>, message: &xds::RetryPolicy) -> Option<
         }
     });
     let back_off = message.retry_back_off.unwrap_or_default();
-    let base = cx.duration("retry_back_off.base_interval", back_off.base_interval.as_ref()).unwrap_or(BASE_INTERVAL);
+    let base = cx.duration("retry_back_off.base_interval", back_off.base_interval.as_ref());
+    let base = base.unwrap_or_else(|| cx.runtime().millis("upstream.base_retry_backoff_ms", BASE_INTERVAL));
     let max = cx
         .duration("retry_back_off.max_interval", back_off.max_interval.as_ref())
         .unwrap_or_else(|| base.saturating_mul(10));

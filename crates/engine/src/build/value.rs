@@ -111,12 +111,25 @@ pub(super) fn fraction(cx: &mut Context<'_>, message: &kind::FractionalPercent) 
     Some(Fraction { numerator: message.numerator, denominator })
 }
 
-/// A share under a runtime key: only the default counts.
+/// A share: the one of its runtime key, or the default.
 pub(super) fn runtime_fraction(cx: &mut Context<'_>, message: &core::RuntimeFractionalPercent) -> Option<Fraction> {
-    match &message.default_value {
-        Some(value) => cx.field("default_value", |cx| fraction(cx, value)),
-        None => Some(Fraction::NEVER),
-    }
+    let default = match &message.default_value {
+        Some(value) => cx.field("default_value", |cx| fraction(cx, value))?,
+        None => Fraction::NEVER,
+    };
+    Some(cx.runtime().share(&message.runtime_key, default))
+}
+
+/// A switch: the one of its runtime key, or the default; `absent` where there is no such message.
+pub(super) fn runtime_flag(cx: &Context<'_>, message: Option<&core::RuntimeFeatureFlag>, absent: bool) -> bool {
+    message.map_or(absent, |message| {
+        cx.runtime().flag(&message.runtime_key, super::flag(message.default_value.as_ref(), false))
+    })
+}
+
+/// A number: the one of its runtime key, or the default; `absent` where there is no such message.
+pub(super) fn runtime_double(cx: &Context<'_>, message: Option<&core::RuntimeDouble>, absent: f64) -> f64 {
+    message.map_or(absent, |message| cx.runtime().number(&message.runtime_key, message.default_value))
 }
 
 pub(super) fn data_source(cx: &mut Context<'_>, message: &core::DataSource) -> Option<DataSource> {

@@ -202,7 +202,7 @@ fn authorized(
         Verdict::Allowed(changes) => changes,
         Verdict::Denied(reply) => {
             decision.asked().guards.push(if failed { Guard::ExternalError } else { Guard::ExternalDenied });
-            return Some(*reply);
+            return Some(*reply).filter(|_| !asking.filter.shadow);
         }
         Verdict::Error => return None,
     };

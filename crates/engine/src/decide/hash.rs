@@ -31,6 +31,8 @@ pub(super) fn of(policies: &[HashPolicy], facts: &Facts<'_>) -> (Option<u64>, Op
 fn one(source: &HashSource, facts: &Facts<'_>) -> (Option<u64>, Option<HeaderValue>) {
     match source {
         HashSource::Header(key, change) => (header(key, change.as_ref(), facts), None),
+        // No filter that is implemented leaves a state that could be hashed.
+        HashSource::FilterState => (None, None),
         HashSource::SourceIp => (Some(xxh64(facts.remote.to_canonical().to_string().as_bytes(), 0)), None),
         HashSource::Query(name) => {
             (facts.query().and_then(|query| parameter(query, name)).map(|value| xxh64(value.as_bytes(), 0)), None)

@@ -59,6 +59,8 @@ pub struct ExtAuthz {
     pub metadata_spaces: Vec<Arc<str>>,
     /// Namespaces of the route's metadata that it is told.
     pub route_metadata_spaces: Vec<Arc<str>>,
+    /// Ask, but refuse nothing: only what lets a request pass is done. Default false.
+    pub shadow: bool,
     /// The most of its own body that a refused client gets, bytes; `None`: all.
     pub max_denied_body: Option<usize>,
 }
@@ -238,7 +240,7 @@ impl ExtAuthz {
             _ => matcher.matches(facts.metadata),
         };
         let enabled = dice.hits(self.enabled) && self.enabled_metadata.as_ref().is_none_or(said);
-        match (enabled, self.deny_at_disable) {
+        match (enabled, self.deny_at_disable && !self.shadow) {
             (true, _) => Asks::Yes(Asking { filter: self.clone(), settings }),
             (false, true) => Asks::Refuse(Box::new(self.refusal("ext_authz_denied"))),
             (false, false) => Asks::No,

@@ -37,7 +37,13 @@ fn at(seconds: u64) -> Moment {
 
 fn record(cluster: &Cluster, which: usize, report: Report, seconds: u64) -> Option<EventKind> {
     let endpoint = endpoint(cluster, which);
-    cluster.state.monitor.record(cluster, &endpoint, report, at(seconds), &mut Dice::new(1)).map(|event| event.kind)
+    cluster
+        .state
+        .monitor
+        .record(cluster, &endpoint, report, at(seconds), &mut Dice::new(1))
+        .into_iter()
+        .map(|event| event.kind)
+        .next()
 }
 
 fn sweep(cluster: &Cluster, seconds: u64) -> Vec<EventKind> {
@@ -89,14 +95,14 @@ fn who_comes_back_soon_is_chosen_a_little_later() {
     let cluster = cluster(3, "{consecutive_5xx: 1, max_ejection_percent: 100, base_ejection_time: 0.4s}");
     let now = |millis| Moment::at(Duration::from_millis(millis));
     let (monitor, bad) = (&cluster.state.monitor, endpoint(&cluster, 0));
-    assert!(monitor.record(&cluster, &bad, Report::Status(500), now(5000), &mut Dice::new(1)).is_some());
+    assert!(monitor.record(&cluster, &bad, Report::Status(500), now(5000), &mut Dice::new(1)).len() == 1);
     assert_eq!(served(&cluster), 2, "an ejection counts at once");
     assert_eq!(monitor.sweep(&cluster, now(5600), &mut Dice::new(1)).len(), 1);
     for (millis, chosen) in [(5700, 2), (6599, 2), (6600, 3)] {
         monitor.catch_up(&cluster, now(millis));
         assert_eq!(served(&cluster), chosen, "at {millis} ms");
     }
-    assert!(monitor.record(&cluster, &bad, Report::Status(500), now(7000), &mut Dice::new(1)).is_some());
+    assert!(monitor.record(&cluster, &bad, Report::Status(500), now(7000), &mut Dice::new(1)).len() == 1);
     assert_eq!(served(&cluster), 2);
     assert_eq!(monitor.sweep(&cluster, now(9000), &mut Dice::new(1)).len(), 1);
     assert_eq!(served(&cluster), 3, "long after the last change");
@@ -174,4 +180,20 @@ fn share_of_failures() {
         }
     }
     assert_eq!(sweep(&cluster, 10), [EventKind::Ejected { cause: Cause::FailurePercentage, enforced: true }]);
+}
+
+#[test]
+fn each_detector_that_fires_is_told_of() {
+    let cluster = cluster(
+        1,
+        "{consecutive_5xx: 1, consecutive_gateway_failure: 1, enforcing_consecutive_gateway_failure: 0, max_ejection_percent: 100}",
+    );
+    let bad = endpoint(&cluster, 0);
+    let events = cluster.state.monitor.record(&cluster, &bad, Report::Status(503), at(1), &mut Dice::new(1));
+    let told: Vec<_> = events.iter().map(|event| (event.kind, event.ejections, event.since)).collect();
+    let ejected = |cause, enforced| EventKind::Ejected { cause, enforced };
+    assert_eq!(
+        told,
+        [(ejected(Cause::ConsecutiveGateway, false), 0, None), (ejected(Cause::Consecutive5xx, true), 1, None)]
+    );
 }

@@ -249,6 +249,8 @@ pub enum HashSource {
     SourceIp,
     /// A query parameter.
     Query(Arc<str>),
+    /// What a filter left under a key.
+    FilterState,
 }
 
 /// Header changes at one level.

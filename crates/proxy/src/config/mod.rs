@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use engine::tls::SecretRef;
 use engine::{Store, Update, UpdateError};
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use proto::envoy::config::bootstrap::v3::Bootstrap;
 use proto::type_url;
 use tokio::sync::{mpsc, watch};
@@ -31,6 +31,8 @@ pub mod secrets;
 
 /// How long anything new waits for its routes, endpoints, names and secrets (Envoy: `initial_fetch_timeout`).
 const FIRST_FETCH: Duration = Duration::from_secs(15);
+/// So many ignored fields are named in the log; of the others there is the count.
+const MOST_NAMED: usize = 200;
 /// Between two tries to open a listener whose address is taken, and between looks at files.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -86,6 +88,8 @@ pub struct Configuration {
     names: names::Names,
     stream: Option<dynamic::Dynamic>,
     inbox: mpsc::Receiver<Message>,
+    /// Ignored fields that the log has named.
+    named: HashSet<String>,
     generation: Option<u64>,
     /// Type and name of what is warming, and since when.
     warming: HashMap<(Arc<str>, Arc<str>), Instant>,
@@ -123,6 +127,7 @@ impl Configuration {
             listening: watch::Sender::default(),
             stream,
             inbox,
+            named: HashSet::new(),
             generation: None,
             warming: HashMap::new(),
             patience,
@@ -135,6 +140,7 @@ impl Configuration {
         let mut look = tokio::time::interval(LOOK);
         let mut patience = pin!(tokio::time::sleep(self.patience));
         let mut patient = true;
+        self.note_ignored();
         self.put_in_force();
         loop {
             tokio::select! {
@@ -169,7 +175,9 @@ impl Configuration {
             }
             Message::Secret(secret) => self.store.delivered(&secret),
             Message::Resources { origin, updates } => {
-                for (update, result) in updates.iter().zip(self.store.apply(&updates)) {
+                let results = self.store.apply(&updates);
+                self.note_ignored();
+                for (update, result) in updates.iter().zip(results) {
                     self.note(update, result.as_ref().err(), "");
                     if let Err(error) = result {
                         tracing::error!(event = "config-refused", %origin, %error, "a resource was refused; the last good one stays");
@@ -230,11 +238,28 @@ impl Configuration {
                 }
             }
         }
+        self.note_ignored();
         if !version.is_empty() {
             self.shared.tower.config_in_force(&version);
         }
         if let Some(stream) = &self.stream {
             stream.handle.answer(update.ticket, rejections);
+        }
+    }
+
+    /// Counts the fields that were taken and do nothing. The log names each of them once: resources come again and again.
+    fn note_ignored(&mut self) {
+        for ignored in self.store.take_ignored() {
+            self.shared.tower.field_ignored(ignored.kind);
+            // The place differs from resource to resource; its last part and the reason do not.
+            let (place, reason) = ignored.field.split_once(": ").unwrap_or(("", &ignored.field));
+            let what = format!("{}: {reason}", place.rsplit('.').next().unwrap_or(place));
+            // Whoever reads a bootstrap file names what is in it.
+            let first = self.generation.is_some() || ignored.kind == "Bootstrap";
+            if first && self.named.len() < MOST_NAMED && self.named.insert(what.clone()) {
+                let resource = &ignored.name;
+                tracing::info!(event = "field-ignored", kind = ignored.kind, %resource, first = %place, "{what}");
+            }
         }
     }
 

@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use tokio_rustls::LazyConfigAcceptor;
 
 use super::detect::{self, Found};
+use super::limited::{self, Counted};
 use crate::net::stream::{Raw, Socket, Stream};
 use crate::net::{canonical, peers};
 use crate::report::record::{Downstream, Kind, Record};
@@ -241,6 +242,7 @@ async fn hand_over(worker: &Rc<Worker>, connection: Connection, stream: Stream) 
     let chain = Arc::clone(&connection.chain);
     let mut cluster = None;
     let mut said = Vec::new();
+    let mut counted = Vec::new();
     for filter in &chain.filters {
         match filter {
             NetworkFilter::Rbac(rbac) => {
@@ -248,14 +250,8 @@ async fn hand_over(worker: &Rc<Worker>, connection: Connection, stream: Stream) 
                 said.push(verdict.report);
                 if !verdict.allowed {
                     denied(worker, &connection, said, verdict.details);
-                    return None;
-                }
-            }
-            NetworkFilter::ConnectionLimit { max, delay } => {
-                // This connection has its own receiver already, so that the limit itself is still allowed.
-                if worker.connections_of(&chain) as u64 > *max {
-                    if let Some(delay) = delay {
-                        tokio::time::sleep(*delay).await;
+                    if let Some(delay) = rbac.delay_deny {
+                        limited::hold(stream, delay).await;
                     }
                     return None;
                 }
@@ -266,13 +262,25 @@ async fn hand_over(worker: &Rc<Worker>, connection: Connection, stream: Stream) 
                     return None;
                 }
             }
+            NetworkFilter::ConnectionLimit(limit) => {
+                let (one, within) = Counted::begin(limit);
+                if !within {
+                    if let Some(delay) = limit.delay {
+                        limited::hold(stream, delay).await;
+                    }
+                    return None;
+                }
+                counted.push(one);
+            }
             NetworkFilter::SniCluster => cluster = connection.downstream.facts.server_name.clone(),
             NetworkFilter::Extension(_) => {}
             NetworkFilter::Http(manager) => {
-                return Some(Box::pin(http::serve::run(worker, connection, Arc::clone(manager), stream)));
+                let service = Box::pin(http::serve::run(worker, connection, Arc::clone(manager), stream));
+                return Some(holding(counted, service));
             }
             NetworkFilter::Tcp(tcp) => {
-                return Some(Box::pin(tcp::proxy(worker, connection, Arc::clone(tcp), cluster, said, stream)));
+                let service = Box::pin(tcp::proxy(worker, connection, Arc::clone(tcp), cluster, said, stream));
+                return Some(holding(counted, service));
             }
             NetworkFilter::DirectResponse(bytes) => {
                 let bytes = bytes.clone();
@@ -281,6 +289,17 @@ async fn hand_over(worker: &Rc<Worker>, connection: Connection, stream: Stream) 
         }
     }
     None
+}
+
+/// A service during which a connection is counted in limits.
+fn holding(counted: Vec<Counted>, service: Service<'_>) -> Service<'_> {
+    if counted.is_empty() {
+        return service;
+    }
+    Box::pin(async move {
+        let _counted = counted;
+        service.await;
+    })
 }
 
 /// A connection that did not get as far as a chain.

@@ -4,6 +4,7 @@ pub mod accept;
 pub mod connection;
 pub mod detect;
 pub mod hello;
+pub mod limited;
 pub mod listeners;
 pub mod preface;
 pub mod proxy_protocol;

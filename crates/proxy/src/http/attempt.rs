@@ -432,11 +432,9 @@ impl Exchange {
         let worker = &self.shared.worker;
         let mut dice = worker.dice.borrow_mut();
         let cluster = &forward.cluster;
-        let event = cluster.state.monitor.record(cluster, endpoint, report, worker.shared.at(self.now), &mut dice);
-        if let Some(event) = event {
-            drop(dice);
-            worker.tally.outlier(cluster, &event);
-        }
+        let events = cluster.state.monitor.record(cluster, endpoint, report, worker.shared.at(self.now), &mut dice);
+        drop(dice);
+        events.iter().for_each(|event| worker.tally.outlier(cluster, event));
     }
 
     fn settle(&self, policy: &RetryPolicy, retries: &mut Retries, result: &Result<Answer, Failure>) -> Next {

@@ -307,8 +307,8 @@ pub fn takes(filter: &LogFilter, record: &Record, dice: &mut Dice) -> bool {
         LogFilter::Status(wanted) => wanted.holds(record.status.map_or(0, |status| u64::from(status.as_u16()))),
         LogFilter::Duration(wanted) => wanted.holds(u64::try_from(record.duration.as_millis()).unwrap_or(u64::MAX)),
         LogFilter::NotHealthCheck => !record.health_check,
-        // Tracing writes no log of its own.
-        LogFilter::Traceable => true,
+        // Nothing is traced, so that no request is one that must be.
+        LogFilter::Traceable => false,
         LogFilter::Sample(share) => dice.hits(*share),
         LogFilter::And(all) => all.iter().all(|filter| takes(filter, record, dice)),
         LogFilter::Or(any) => any.iter().any(|filter| takes(filter, record, dice)),

@@ -7,6 +7,7 @@ pub mod blame;
 pub mod event;
 pub mod line;
 pub mod messages;
+mod outlier;
 pub mod party;
 pub mod record;
 pub mod tally;

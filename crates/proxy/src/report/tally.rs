@@ -326,6 +326,7 @@ impl Tally {
         let cells = self.listener(listener);
         match why {
             Door::Full => cells.downstream_global_cx_overflow.inc(),
+            Door::ListenerFull => cells.downstream_cx_overflow.inc(),
             Door::Shed | Door::Open => cells.downstream_cx_overload_reject.inc(),
         }
     }
@@ -333,6 +334,7 @@ impl Tally {
     /// Counts what outlier detection did.
     pub fn outlier(&self, cluster: &Cluster, event: &engine::outlier::Event) {
         use engine::outlier::{Cause, EventKind};
+        self.tower.outlier_event(cluster.name(), event, self.worker);
         let cells = self.cluster(cluster);
         match &event.kind {
             EventKind::Ejected { cause, enforced } => {

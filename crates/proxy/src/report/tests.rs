@@ -61,6 +61,7 @@ fn listener(direction: Direction) -> Arc<Listener> {
         tcp_keepalive: None,
         stat_prefix: None,
         metadata: engine::metadata::Metadata::new(),
+        limit: None,
         version: 0,
     })
 }
@@ -410,4 +411,31 @@ fn the_reference_names_our_series() {
     for name in names {
         assert!(reference.contains(&format!("`{name}`")), "{name} is missing in docs/reference/telemetry.md");
     }
+}
+
+#[test]
+fn what_outlier_detection_did_is_written_as_envoy_does() {
+    use engine::outlier::{Cause, Event, EventKind, SeenRates};
+    let now = std::time::UNIX_EPOCH + Duration::from_millis(1_795_257_170_313);
+    let event = |kind, since, rates| Event { endpoint: endpoint("10.0.0.1:80"), kind, ejections: 2, since, rates };
+    let said = |event: &Event| super::outlier::line("a \"b\"", event, now).map(|line| String::from_utf8(line).unwrap());
+    let ejected = |cause| EventKind::Ejected { cause, enforced: true };
+    let begin = r#","cluster_name":"a \"b\"","upstream_url":"10.0.0.1:80","action":"#;
+    assert_eq!(
+        said(&event(ejected(Cause::ConsecutiveGateway), None, None)).unwrap(),
+        format!(
+            r#"{{"type":"CONSECUTIVE_GATEWAY_FAILURE","timestamp":"2026-11-21T10:32:50.313Z"{begin}"EJECT","num_ejections":2,"enforced":true,"eject_consecutive_event":{{}}}}"#
+        ) + "\n"
+    );
+    assert_eq!(
+        said(&event(EventKind::Returned, Some(Duration::from_millis(1999)), None)).unwrap(),
+        format!(
+            r#"{{"type":"CONSECUTIVE_5XX","timestamp":"2026-11-21T10:32:50.313Z","secs_since_last_action":"1"{begin}"UNEJECT","num_ejections":2,"enforced":false}}"#
+        ) + "\n"
+    );
+    let rates = SeenRates { own: 10.9, bounds: Some((66.6, -3.0)) };
+    let line = said(&event(ejected(Cause::SuccessRate), None, Some(rates))).unwrap();
+    let line = line.trim_end();
+    assert!(line.ends_with(r#""enforced":true,"eject_success_rate_event":{"host_success_rate":10,"cluster_average_success_rate":66,"cluster_success_rate_ejection_threshold":0}}"#), "{line}");
+    assert_eq!(said(&event(EventKind::Overflow { cause: Cause::SuccessRate }, None, None)), None);
 }

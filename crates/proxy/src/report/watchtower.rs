@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use engine::circuit::{Limits as CircuitLimits, Resource, Usage};
 use engine::endpoint::HealthStatus;
@@ -11,7 +11,7 @@ use engine::{Cluster, Plan};
 use parking_lot::Mutex;
 use proto::envoy::config::core::v3::Node;
 use telemetry::Registry;
-use telemetry::accesslog::Sinks;
+use telemetry::accesslog::{Sink, Sinks, Target};
 use telemetry::edges::{self, ProxyFacts};
 use telemetry::registry::{Counter, Limits, Stat, Value, cluster_stat, envoy_stat};
 use telemetry::tap::Tap;
@@ -31,6 +31,8 @@ pub struct Watchtower {
     pub sinks: Sinks,
     /// Who this proxy works for.
     pub own: Own,
+    /// Where events of outlier detection are written.
+    outliers: OnceLock<Sink>,
     node: String,
     config: Mutex<Config>,
     plan: OnceLock<PlanSource>,
@@ -68,6 +70,7 @@ impl Watchtower {
             tap: Tap::default(),
             sinks: Sinks::start(workers)?,
             own: Own::of(node),
+            outliers: OnceLock::new(),
             node: node.id.clone(),
             config: Mutex::default(),
             plan: OnceLock::new(),
@@ -119,6 +122,12 @@ impl Watchtower {
         self.registry.counter("tulle_config_rejects_total", "Resources refused, by kind.", &[("type", kind)]).inc();
     }
 
+    /// A field that a resource sets does nothing here.
+    pub fn field_ignored(&self, kind: &str) {
+        let help = "Fields of resources that are taken and do nothing, by kind of the resource.";
+        self.registry.counter("tulle_config_ignored_fields_total", help, &[("type", kind)]).inc();
+    }
+
     /// Whether the control plane is connected now.
     pub fn control_plane(&self, connected: bool) {
         self.config.lock().connected = Some(connected);
@@ -160,6 +169,24 @@ impl Watchtower {
     pub(super) fn handshake_failed(&self, side: &str, cause: &str) {
         let help = "TLS handshakes that failed, by side and cause.";
         self.registry.counter("tulle_tls_handshake_failures_total", help, &[("side", side), ("cause", cause)]).inc();
+    }
+
+    /// Writes events of outlier detection to a file from now on.
+    ///
+    /// # Errors
+    /// When it cannot be opened for appending.
+    pub fn log_outliers(&self, path: &str) -> io::Result<()> {
+        let sink = self.sinks.open(&Target::from_path(path))?;
+        // It is asked once, at the start.
+        let _ = self.outliers.set(sink);
+        Ok(())
+    }
+
+    pub(super) fn outlier_event(&self, cluster: &str, event: &engine::outlier::Event, worker: usize) {
+        let Some(sink) = self.outliers.get() else { return };
+        if let Some(line) = super::outlier::line(cluster, event, SystemTime::now()) {
+            sink.line(worker, |out| out.extend_from_slice(&line));
+        }
     }
 
     pub(super) fn ejected(&self, cluster: &str, cause: engine::outlier::Cause) {

@@ -157,7 +157,7 @@ fn serve(args: Args, bootstrap: Bootstrap) -> Exit {
         Err(error) => {
             let exit = match error {
                 StartError::Resources(_) => Exit::Invalid,
-                StartError::State { .. } => Exit::Forbidden,
+                StartError::State { .. } | StartError::Log { .. } => Exit::Forbidden,
                 StartError::Admin(_) | StartError::System(_) | StartError::Office(_) | StartError::TakeOver { .. } => {
                     Exit::Conflict
                 }
