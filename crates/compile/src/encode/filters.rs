@@ -35,7 +35,7 @@ pub(crate) fn http(name: &str, config: Any) -> HttpFilter {
 /// message it does not know.
 fn istio(name: &str, type_name: &str, value: Struct) -> HttpFilter {
     let config = TypedStruct { type_url: format!("type.googleapis.com/{type_name}"), value: Some(value) };
-    HttpFilter { is_optional: true, ..http(name, wire::any(&config, &wire::FLAT)) }
+    HttpFilter { is_optional: true, ..http(name, wire::any(&config, &wire::TYPED_STRUCT)) }
 }
 
 /// Who the peer is, for metrics.

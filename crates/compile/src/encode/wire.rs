@@ -17,6 +17,8 @@ pub(crate) struct Shape {
 
 pub(crate) static FLAT: Shape = Shape { maps: &[], inner: &[] };
 static STRUCT: Shape = Shape { maps: &[1], inner: &[(1, &STRUCT_ENTRY)] };
+/// `xds.type.v3.TypedStruct`.
+pub(crate) static TYPED_STRUCT: Shape = Shape { maps: &[], inner: &[(2, &STRUCT)] };
 static STRUCT_ENTRY: Shape = Shape { maps: &[], inner: &[(2, &VALUE)] };
 static VALUE: Shape = Shape { maps: &[], inner: &[(5, &STRUCT), (6, &LIST)] };
 static LIST: Shape = Shape { maps: &[], inner: &[(1, &VALUE)] };
