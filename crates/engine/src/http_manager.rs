@@ -69,6 +69,9 @@ pub struct HttpManager {
     pub request_headers_timeout: Option<Duration>,
     /// Between GOAWAY and the end of an HTTP/2 connection. Default 5 s.
     pub drain_timeout: Duration,
+    /// How long a client that still sends is read from after its last answer, before its connection is closed
+    /// (`delayed_close_timeout`): closed at once, it might never see that answer. Zero: not at all. Default 1 s.
+    pub delayed_close: Duration,
     /// Limit of a request's head, bytes. Default 60 KiB.
     pub max_request_headers_bytes: u32,
     /// Idle limit of a connection; `None`: none. Default 1 h.

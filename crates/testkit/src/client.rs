@@ -175,7 +175,12 @@ async fn exchange(
     let (head, mut incoming) = response.into_parts();
     let mut reply = Reply { status: head.status.as_u16(), headers: list(&head.headers), ..Reply::default() };
     while let Some(chunk) = incoming.data().await {
-        let Ok(chunk) = chunk else { return Ok(None) };
+        let chunk = match chunk {
+            Ok(chunk) => chunk,
+            // The answer is whole, and the rest of the request is not wanted (RFC 9113 section 8.1).
+            Err(error) if error.reason() == Some(h2::Reason::NO_ERROR) => break,
+            Err(_) => return Ok(None),
+        };
         let _ = incoming.flow_control().release_capacity(chunk.len());
         reply.body.extend_from_slice(&chunk);
     }

@@ -69,6 +69,9 @@ pub(super) fn manager(cx: &mut Context<'_>, any: &Any) -> Option<HttpManager> {
             message.request_headers_timeout.as_ref(),
             Some(HEADERS_TIMEOUT),
         ),
+        delayed_close: cx
+            .duration("delayed_close_timeout", message.delayed_close_timeout.as_ref())
+            .unwrap_or(Duration::from_secs(1)),
         drain_timeout: cx.duration("drain_timeout", message.drain_timeout.as_ref()).unwrap_or(Duration::from_secs(5)),
         max_request_headers_bytes: number(message.max_request_headers_kb.as_ref(), 60).saturating_mul(1024),
         idle_timeout: cx.limit("idle_timeout", common.idle_timeout.as_ref(), Some(CONNECTION_IDLE)),

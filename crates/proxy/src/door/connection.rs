@@ -251,7 +251,7 @@ async fn hand_over(worker: &Rc<Worker>, connection: Connection, stream: Stream) 
                 if !verdict.allowed {
                     denied(worker, &connection, said, verdict.details);
                     if let Some(delay) = rbac.delay_deny {
-                        limited::hold(stream, delay).await;
+                        Box::pin(limited::hold(stream, delay)).await;
                     }
                     return None;
                 }
@@ -266,7 +266,7 @@ async fn hand_over(worker: &Rc<Worker>, connection: Connection, stream: Stream) 
                 let (one, within) = Counted::begin(limit);
                 if !within {
                     if let Some(delay) = limit.delay {
-                        limited::hold(stream, delay).await;
+                        Box::pin(limited::hold(stream, delay)).await;
                     }
                     return None;
                 }

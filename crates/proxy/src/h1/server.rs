@@ -35,8 +35,7 @@ const MOST_BLANKS: u32 = 1;
 const MOST_AHEAD: usize = 16 * 1024;
 /// Most of a request's rest that is read after it was answered, so that the connection can go on.
 const MOST_REST: u64 = 256 * 1024;
-/// How long such a rest, or the client's end of a connection that is closed, is waited for (Envoy's
-/// `delayed_close_timeout`).
+/// How long such a rest is waited for, and a client that takes nothing of its last answer.
 const LINGER: Duration = Duration::from_secs(1);
 
 /// One connection.
@@ -50,6 +49,8 @@ struct Conn {
     /// Which request is served: bodies of others are over.
     number: Cell<u64>,
     limits: Limits,
+    /// How long a client that still sends is read from before the connection is closed; zero: not at all.
+    linger: Duration,
 }
 
 /// What of a request matters to its answer's form.
@@ -76,6 +77,7 @@ pub async fn serve(shared: &Rc<HttpConnection>, stream: Stream, ahead: BytesMut)
         expects: Cell::new(false),
         number: Cell::new(0),
         limits,
+        linger: manager.delayed_close,
     });
     loop {
         let mut scan = Scan::default();
@@ -441,7 +443,7 @@ impl Conn {
         });
         let linger = async {
             ended.await?;
-            if unread {
+            if unread && !self.linger.is_zero() {
                 poll_fn(|cx| {
                     let mut wire = self.wire.borrow_mut();
                     let mut left = MOST_REST;
@@ -459,7 +461,7 @@ impl Conn {
             std::io::Result::Ok(())
         };
         // The client's end is none of our concern any more.
-        let _ = timeout(LINGER, linger).await;
+        let _ = timeout(if self.linger.is_zero() { LINGER } else { self.linger }, linger).await;
         Ok(())
     }
 }

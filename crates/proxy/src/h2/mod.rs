@@ -8,6 +8,8 @@ pub mod tunnel;
 
 mod alive;
 mod pump;
+#[cfg(test)]
+mod tests;
 
 use http::{HeaderMap, HeaderName, header};
 

@@ -2,6 +2,7 @@
 
 mod backend;
 mod canonical;
+mod checks;
 mod drain;
 mod files;
 mod framing;
