@@ -5,6 +5,7 @@
 //! either that waits for its secrets, is not in the plan until they came, or until the caller says that it waited long
 //! enough. The same is true of filters that a listener only names. The first listeners wait for all clusters besides, as in Envoy: no request comes in before it can go out.
 
+mod checks;
 mod discovery;
 
 use std::collections::BTreeSet;
@@ -19,6 +20,8 @@ use proto::envoy::config::bootstrap::v3::Bootstrap;
 use proto::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use proto::type_url::{CLUSTER, ENDPOINTS, EXTENSION, LISTENER, ROUTE, SECRET};
 
+use checks::{check_clusters, check_name, check_names};
+
 use crate::balance::{Balancer, Home};
 use crate::build::{self, Context, Strings};
 use crate::cluster::{Cluster, ClusterConfig, ClusterState, Discovery, DnsOptions};
@@ -28,7 +31,6 @@ use crate::http_manager::RouteSource;
 use crate::listener::{Address, Listener};
 use crate::overload::Overload;
 use crate::plan::Plan;
-use crate::routes::{ClusterChoice, RouteAction, RouteTable};
 use crate::tls::{CertificateSource, SecretRef, SecretSource, TlsCommon};
 
 /// One change: a resource came, or went.
@@ -738,52 +740,6 @@ fn secrets_of(common: &TlsCommon) -> impl Iterator<Item = &SecretRef> {
         CertificateSource::Inline(_) => None,
     });
     own.chain(common.validation.as_ref().and_then(|validation| validation.secret.as_ref()))
-}
-
-fn check_name(cx: &mut Context<'_>, wanted: &str, found: &str) {
-    if wanted != found {
-        cx.fault(format!("the resource calls itself {found:?}"));
-    }
-}
-
-/// Only DNS clusters may have names for addresses.
-fn check_names(cx: &mut Context<'_>, config: &ClusterConfig, inline: &EndpointSet) {
-    if matches!(config.discovery, Discovery::StrictDns | Discovery::LogicalDns) {
-        return;
-    }
-    for endpoint in inline.iter() {
-        if let Address::Name { host, .. } = &endpoint.address {
-            cx.field("load_assignment", |cx| {
-                cx.fault(format!("{host:?} is not an IP address; a name needs the type STRICT_DNS or LOGICAL_DNS"));
-            });
-        }
-    }
-}
-
-/// Where a table asks for it, every cluster it names must exist.
-fn check_clusters(cx: &mut Context<'_>, table: &RouteTable, known: &HashMap<Arc<str>, ClusterEntry>) {
-    if !table.validate_clusters {
-        return;
-    }
-    for (at, host) in table.virtual_hosts.iter().enumerate() {
-        for (place, route) in host.routes.iter().enumerate() {
-            let RouteAction::Forward(action) = &route.action else { continue };
-            let names: Vec<&Arc<str>> = match &action.clusters {
-                ClusterChoice::One(name) => vec![name],
-                ClusterChoice::Header(_) => Vec::new(),
-                ClusterChoice::Weighted(several) => {
-                    several.clusters.iter().filter_map(|cluster| cluster.cluster.as_ref().ok()).collect()
-                }
-            };
-            for name in names.into_iter().filter(|name| !known.contains_key(*name)) {
-                cx.item("virtual_hosts", at, |cx| {
-                    cx.item("routes", place, |cx| {
-                        cx.fault(format!("there is no cluster {name:?} (validate_clusters: false allows this)"));
-                    });
-                });
-            }
-        }
-    }
 }
 
 fn refusal(kind: &'static str, name: &Arc<str>, message: String) -> UpdateError {

@@ -6,7 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use proto::type_url::EXTENSION;
 
-use super::{Fault, Store, check_name, sorted};
+use super::checks::check_name;
+use super::{Fault, Store, sorted};
 use crate::build::{self, Context};
 use crate::discovered::DiscoveredFilter;
 use crate::listener::Listener;
