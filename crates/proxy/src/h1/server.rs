@@ -35,7 +35,7 @@ const MOST_BLANKS: u32 = 1;
 const MOST_AHEAD: usize = 16 * 1024;
 /// Most of a request's rest that is read after it was answered, so that the connection can go on.
 const MOST_REST: u64 = 256 * 1024;
-/// How long such a rest is waited for, and a client that takes nothing of its last answer.
+/// How long a client is waited for that takes nothing of its last answer.
 const LINGER: Duration = Duration::from_secs(1);
 
 /// One connection.
@@ -49,7 +49,7 @@ struct Conn {
     /// Which request is served: bodies of others are over.
     number: Cell<u64>,
     limits: Limits,
-    /// How long a client that still sends is read from before the connection is closed; zero: not at all.
+    /// How long a client that still sends is read from, so that the connection can go on, or before it is closed; zero: not at all.
     linger: Duration,
 }
 
@@ -329,7 +329,7 @@ impl Conn {
             }
             Poll::Ready(true)
         });
-        timeout(LINGER, rest).await.unwrap_or(false)
+        timeout(self.linger, rest).await.unwrap_or(false)
     }
 
     /// Writes a head; how the body follows, and whether the connection goes on.

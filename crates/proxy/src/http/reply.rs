@@ -34,7 +34,8 @@ impl Exchange {
             return self.reply_grpc(&reply, form, headers);
         }
         self.sign(&mut headers);
-        if form.status == StatusCode::REQUEST_TIMEOUT && !self.shared.h2 && !self.has_arrived() {
+        let ends = matches!(form.status, StatusCode::REQUEST_TIMEOUT | StatusCode::PAYLOAD_TOO_LARGE);
+        if ends && !self.shared.h2 && !self.has_arrived() {
             // What is still to come of the request is not waited for.
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }

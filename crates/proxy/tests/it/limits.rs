@@ -87,3 +87,30 @@ fn http_1_0_where_it_is_allowed() {
     assert_eq!(reply.status, 200);
     assert!(backend.last().contains("host: old.test"), "{}", backend.last());
 }
+
+/// Says more of a body than a filter waits for, reads the answer, and goes on saying after a time: whether the connection still
+/// takes it.
+fn goes_on(delayed_close: &str, after: Duration) -> bool {
+    let backend = Backend::start();
+    let buffer = "{name: buffer, typed_config: {\"@type\": \
+        type.googleapis.com/envoy.extensions.filters.http.buffer.v3.Buffer, max_request_bytes: 4}},";
+    let manager = format!("delayed_close_timeout: {delayed_close},");
+    let clusters = cluster("c", &[backend.address], "");
+    let world = World::start(&http_with(buffer, &manager, "{match: {prefix: /}, route: {cluster: c}}", &clusters));
+    let mut client = connect(world.address("in"));
+    client.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1000\r\n\r\n0123456789").unwrap();
+    assert_eq!(crate::world::read_reply(&mut client).status, 413);
+    std::thread::sleep(after);
+    // What comes at a closed socket is answered by a reset, of which the next write hears.
+    (0..5).all(|_| {
+        std::thread::sleep(Duration::from_millis(20));
+        client.write_all(b"more").is_ok()
+    })
+}
+
+#[test]
+fn who_still_sends_is_read_from_for_as_long_as_that_is_set() {
+    assert!(goes_on("5s", Duration::from_millis(600)));
+    assert!(!goes_on("0.2s", Duration::from_millis(600)));
+    assert!(!goes_on("0s", Duration::from_millis(100)), "not at all");
+}
