@@ -62,20 +62,7 @@ fn edge() -> &'static Edge {
 
 /// A plaintext client from outside.
 fn stranger() -> ConnectionFacts {
-    ConnectionFacts {
-        direct_remote: ([192, 0, 2, 7], 40_000).into(),
-        remote: ([192, 0, 2, 7], 40_000).into(),
-        local: ([127, 0, 0, 1], 8080).into(),
-        server_name: None,
-        tls: false,
-        application_protocols: Vec::new(),
-        negotiated_protocol: None,
-        peer: None,
-        tls_version: None,
-        tls_cipher: None,
-        id: 1,
-        buckets: Default::default(),
-    }
+    ConnectionFacts::between(([192, 0, 2, 7], 40_000).into(), ([127, 0, 0, 1], 8080).into(), 1)
 }
 
 /// A client's bytes: every head made canonical; what was read means the same when it is framed anew, and when it comes

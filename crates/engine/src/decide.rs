@@ -194,7 +194,7 @@ fn run(
         let (mut outcome, set_cookie) =
             act(world.plan, world.manager, matched, view.as_ref().unwrap_or(world.facts), dice);
         if let Outcome::Forward(forward) = &mut outcome {
-            forward.alpn = decision.alpn.clone().filter(|_| !forward.cluster.config.keeps_alpn);
+            forward.alpn = decision.alpn.take().filter(|_| !forward.cluster.config.keeps_alpn);
         }
         decision.shapes_response = true;
         decision.set_cookie = set_cookie;
@@ -260,7 +260,7 @@ fn run_filter(
     dice: &mut Dice,
 ) -> Ran {
     let setting = decision.matched.as_ref().and_then(|matched| matched.filter_override(&filter.name));
-    if !filter.is_on(decision.matched.as_ref()) {
+    if !filter.is_on(setting) {
         return Ran::Next;
     }
     match (kind, setting) {

@@ -38,6 +38,27 @@ pub struct ConnectionFacts {
     pub buckets: ConnectionBuckets,
 }
 
+impl ConnectionFacts {
+    /// A plain connection of which only its ends and its number are known.
+    #[must_use]
+    pub fn between(remote: SocketAddr, local: SocketAddr, id: u64) -> Self {
+        Self {
+            direct_remote: remote,
+            remote,
+            local,
+            server_name: None,
+            tls: false,
+            application_protocols: Vec::new(),
+            negotiated_protocol: None,
+            peer: None,
+            tls_version: None,
+            tls_cipher: None,
+            id,
+            buckets: ConnectionBuckets::default(),
+        }
+    }
+}
+
 /// What a client's certificate says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Peer {

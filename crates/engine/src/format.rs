@@ -331,6 +331,14 @@ pub struct RequestValues<'a> {
     pub endpoint: Option<&'a crate::Endpoint>,
 }
 
+impl<'a> RequestValues<'a> {
+    /// Of a request that has not gone anywhere yet.
+    #[must_use]
+    pub const fn of(facts: &'a crate::Facts<'a>, matched: Option<&'a crate::decide::Matched>) -> Self {
+        Self { facts, matched, cluster: None, endpoint: None }
+    }
+}
+
 impl Values for RequestValues<'_> {
     fn write(&self, operator: &Operator, out: &mut String) -> bool {
         let start = out.len();

@@ -10,7 +10,6 @@ use ipnet::IpNet;
 use crate::access_log::AccessLog;
 use crate::alpn::AlpnOverrides;
 use crate::cors::CorsFilter;
-use crate::decide::Matched;
 use crate::discovered::DiscoveredFilter;
 use crate::ext_authz::ExtAuthz;
 use crate::fault::FaultPolicy;
@@ -198,10 +197,9 @@ pub struct HttpFilter {
 }
 
 impl HttpFilter {
-    /// Whether it runs for a request that took this route.
-    #[must_use]
-    pub fn is_on(&self, matched: Option<&Matched>) -> bool {
-        match matched.and_then(|matched| matched.filter_override(&self.name)) {
+    /// Whether it runs for a request whose route says this of it.
+    pub(crate) fn is_on(&self, setting: Option<&FilterOverride>) -> bool {
+        match setting {
             Some(FilterOverride::Disabled) => false,
             None => !self.disabled,
             Some(_) => true,

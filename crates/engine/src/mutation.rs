@@ -70,7 +70,7 @@ impl HeaderMutationFilter {
             for mutation in &level.request {
                 let value = |addition: &HeaderAddition| {
                     let facts = &changed.facts(facts);
-                    shape::value_of(addition, &RequestValues { facts, matched, cluster: None, endpoint: None })
+                    shape::value_of(addition, &RequestValues::of(facts, matched))
                 };
                 match mutation {
                     Mutation::Put(addition) => {
@@ -84,7 +84,7 @@ impl HeaderMutationFilter {
             for mutation in &level.query {
                 let path = {
                     let facts = &changed.facts(facts);
-                    mutation.apply(facts.path, &RequestValues { facts, matched, cluster: None, endpoint: None })
+                    mutation.apply(facts.path, &RequestValues::of(facts, matched))
                 };
                 changed.path = path.or_else(|| changed.path.take());
             }

@@ -8,7 +8,7 @@ use crate::decide::{Decision, Matched};
 use crate::endpoint::Endpoint;
 use crate::facts::Facts;
 use crate::format::{RequestValues, Values};
-use crate::http_manager::{HttpFilterKind, HttpManager};
+use crate::http_manager::{HttpFilter, HttpFilterKind, HttpManager};
 use crate::plan::Plan;
 use crate::routes::{AppendAction, HeaderAddition, HeaderMutation, HostRewrite, PathChange, PathRule, RouteMatch};
 
@@ -107,29 +107,41 @@ pub fn response(decision: &Decision, matched: Option<&Matched>, values: &impl Va
     }
 }
 
-/// Then does what filters do to responses, the last one first. `told`: what those are told who check the workload's health, and
-/// whether the process fails its checks.
+/// What those are told who check the workload's health.
+#[derive(Debug, Clone, Copy)]
+pub struct Health<'a> {
+    /// The node's cluster, where its name may stand in a header.
+    pub cluster: Option<&'a HeaderValue>,
+    /// The process fails its checks.
+    pub failing: bool,
+}
+
+/// Then does what filters do to responses, the last one first.
 pub fn filtered(
     (plan, manager): (&Plan, &HttpManager),
     decision: &Decision,
     matched: Option<&Matched>,
-    told: (Option<&HeaderValue>, bool),
+    health: Health<'_>,
     values: &impl Values,
     headers: &mut HeaderMap,
 ) {
-    let checks = decision.asked.iter().flat_map(|asked| &asked.checks);
-    for filter in manager.filters.iter().rev().filter(|filter| filter.is_on(matched)) {
+    let is_on = |filter: &HttpFilter| filter.is_on(matched.and_then(|matched| matched.filter_override(&filter.name)));
+    let checks = decision.asked.as_ref().map_or(&[][..], |asked| &asked.checks);
+    for filter in manager.filters.iter().rev() {
         match plan.kind_of(filter) {
+            // Who was switched off has nothing to add.
             HttpFilterKind::Cors(_) => {
                 for (name, value) in &decision.cors {
                     headers.insert(name, value.clone());
                 }
             }
-            HttpFilterKind::HeaderMutation(mutations) => mutations.response(&filter.name, matched, values, headers),
-            HttpFilterKind::HealthCheck(own) if checks.clone().any(|check| Arc::ptr_eq(&check.filter, own)) => {
-                headers.extend(told.0.map(|cluster| (HEALTH_CHECKED_CLUSTER, cluster.clone())));
+            HttpFilterKind::HeaderMutation(mutations) if is_on(filter) => {
+                mutations.response(&filter.name, matched, values, headers);
             }
-            HttpFilterKind::HealthCheck(_) if told.1 => {
+            HttpFilterKind::HealthCheck(own) if checks.iter().any(|check| Arc::ptr_eq(&check.filter, own)) => {
+                headers.extend(health.cluster.map(|cluster| (HEALTH_CHECKED_CLUSTER, cluster.clone())));
+            }
+            HttpFilterKind::HealthCheck(_) if health.failing && is_on(filter) => {
                 headers.insert(IMMEDIATE_HEALTH_CHECK_FAIL, HeaderValue::from_static("true"));
             }
             _ => {}
@@ -216,7 +228,7 @@ pub(crate) fn changed_path(change: &PathChange, rule: &RouteMatch, facts: &Facts
         PathChange::Template(template, rewrite) => template.rewrite(path, rewrite),
         PathChange::Format(template) => {
             let mut text = String::new();
-            template.render(&RequestValues { facts, matched: None, cluster: None, endpoint: None }, "", &mut text);
+            template.render(&RequestValues::of(facts, None), "", &mut text);
             (!text.is_empty()).then_some(text)
         }
     }

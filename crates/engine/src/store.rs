@@ -20,8 +20,7 @@ use proto::envoy::config::bootstrap::v3::Bootstrap;
 use proto::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use proto::type_url::{CLUSTER, ENDPOINTS, EXTENSION, LISTENER, ROUTE, SECRET};
 
-use checks::{check_clusters, check_name, check_names};
-
+use self::checks::{check_clusters, check_name, check_names};
 use crate::balance::{Balancer, Home};
 use crate::build::{self, Context, Strings};
 use crate::cluster::{Cluster, ClusterConfig, ClusterState, Discovery, DnsOptions};

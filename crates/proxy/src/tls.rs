@@ -95,10 +95,10 @@ pub struct ClientTls {
 
 impl ClientTls {
     /// The same with other protocols to offer by ALPN.
-    pub fn offering(&self, protocols: &[Arc<str>]) -> Self {
-        let mut config = rustls::ClientConfig::clone(&self.config);
+    pub fn offering(mut self, protocols: &[Arc<str>]) -> Self {
+        let config = Arc::make_mut(&mut self.config);
         config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
-        Self { config: Arc::new(config), ..self.clone() }
+        self
     }
 
     /// TLS towards a server of this name.

@@ -57,20 +57,13 @@ fn plan(world: &World) -> Result<Arc<Plan>> {
 fn connection(caller: &Caller) -> ConnectionFacts {
     let identity = caller.tls.as_ref().map(|(identity, _)| identity);
     ConnectionFacts {
-        direct_remote: SocketAddr::from(([127, 0, 0, 1], 40_000)),
         remote: caller.source,
-        local: caller.destination,
         server_name: caller.tls.as_ref().map(|(_, name)| Arc::from(name.as_str())),
         tls: caller.tls.is_some(),
-        application_protocols: Vec::new(),
-        negotiated_protocol: None,
         peer: identity.map(|identity| {
             Arc::new(Peer { uri_sans: vec![Arc::from(identity.as_str())], validated: true, ..Peer::default() })
         }),
-        tls_version: None,
-        tls_cipher: None,
-        id: 1,
-        buckets: Default::default(),
+        ..ConnectionFacts::between(SocketAddr::from(([127, 0, 0, 1], 40_000)), caller.destination, 1)
     }
 }
 

@@ -115,3 +115,26 @@ fn listener(name: &str, config: Any, except: &[u16]) -> ListenerFilter {
         config_type: Some(listener_filter::ConfigType::TypedConfig(config)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+    use proto::istio::alpn::FilterConfig;
+
+    use super::*;
+
+    #[test]
+    fn what_the_filter_is_told_can_be_read() {
+        // An optional filter whose configuration cannot be read is left out, and nobody would notice.
+        let Some(http_filter::ConfigType::TypedConfig(any)) = alpn().config_type else { panic!("a configuration") };
+        let opened = proto::typed_struct::open(&any.type_url, &any.value).unwrap().unwrap();
+        let config = FilterConfig::decode(opened.value.as_slice()).unwrap();
+        let told: Vec<_> =
+            config.alpn_override.iter().map(|one| (one.upstream_protocol, one.alpn_override.join(" "))).collect();
+        let expected = ["istio-http/1.0 istio http/1.0", "istio-http/1.1 istio http/1.1", "istio-h2 istio h2"];
+        assert_eq!(
+            told,
+            expected.iter().enumerate().map(|(n, names)| (n as i32, (*names).to_owned())).collect::<Vec<_>>()
+        );
+    }
+}

@@ -7,10 +7,9 @@ use proto::google::protobuf::{Any, value::Kind};
 
 use super::Context;
 use super::route::removable;
-use super::route_action::header_addition;
+use super::route_action::{append_action, header_addition};
 use super::value::{string, template};
 use crate::mutation::{HeaderMutationFilter, Mutation, Mutations, QueryMutation};
-use crate::routes::AppendAction;
 
 pub(super) const FILTER: &str = "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation";
 pub(super) const PER_ROUTE: &str = "envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute";
@@ -63,12 +62,6 @@ fn put(cx: &mut Context<'_>, message: &KeyValueAppend) -> Option<QueryMutation> 
             Some(Kind::StringValue(text)) => cx.field("value", |cx| template(cx, text))?,
             _ => return cx.field("value", |cx| cx.refuse("must be a string")),
         };
-        let action = match message.action {
-            1 => AppendAction::AddIfAbsent,
-            2 => AppendAction::Overwrite,
-            3 => AppendAction::OverwriteIfExists,
-            _ => AppendAction::Append,
-        };
-        Some(QueryMutation::Put { name, value, action })
+        Some(QueryMutation::Put { name, value, action: append_action(message.action) })
     })
 }

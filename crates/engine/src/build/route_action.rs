@@ -389,10 +389,17 @@ pub(super) fn header_addition(cx: &mut Context<'_>, message: &core::HeaderValueO
     let action = match (&message.append, message.append_action) {
         (Some(append), _) if append.value => AppendAction::Append,
         (Some(_), _) => AppendAction::Overwrite,
-        (None, 1) => AppendAction::AddIfAbsent,
-        (None, 2) => AppendAction::Overwrite,
-        (None, 3) => AppendAction::OverwriteIfExists,
-        (None, _) => AppendAction::Append,
+        (None, action) => append_action(action),
     };
     Some(HeaderAddition { name, value, action, keep_empty: message.keep_empty_value })
+}
+
+/// Of headers (`HeaderAppendAction`) and of pairs of key and value (`KeyValueAppendAction`): they have the same numbers.
+pub(super) const fn append_action(number: i32) -> AppendAction {
+    match number {
+        1 => AppendAction::AddIfAbsent,
+        2 => AppendAction::Overwrite,
+        3 => AppendAction::OverwriteIfExists,
+        _ => AppendAction::Append,
+    }
 }

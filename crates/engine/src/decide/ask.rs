@@ -211,33 +211,30 @@ fn authorized(
     if !changes.touches_request() && changes.metadata.is_none() {
         return None;
     }
-    let mut changed = decision.changed.take().unwrap_or_else(|| Box::new(Changed::of(world.facts)));
-    changes.apply(&mut changed, world.facts.path);
+    let changed = Changed::begun(&mut decision.changed, world.facts);
+    changes.apply(changed, world.facts.path);
     if asking.filter.clear_route && changes.touches_request() {
-        decision.matched = resolve_anew(world, &changed, dice);
+        decision.matched = resolve_anew(world, changed, dice);
     }
-    decision.changed = Some(changed);
     None
 }
 
 /// Says how long a body is that was waited for.
 fn measured(world: World<'_, '_>, decision: &mut Decision, length: u64) {
-    let mut changed = decision.changed.take().unwrap_or_else(|| Box::new(Changed::of(world.facts)));
+    let changed = Changed::begun(&mut decision.changed, world.facts);
     changed.headers.entry(header::CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(length));
-    decision.changed = Some(changed);
 }
 
 /// Does what a filter does to every request.
 pub(super) fn change(world: World<'_, '_>, decision: &mut Decision, (filter, kind): (&HttpFilter, &HttpFilterKind)) {
-    let mut changed = decision.changed.take().unwrap_or_else(|| Box::new(Changed::of(world.facts)));
+    let changed = Changed::begun(&mut decision.changed, world.facts);
     match kind {
         HttpFilterKind::HeaderMutation(mutations) => {
-            mutations.request(&filter.name, decision.matched.as_ref(), world.facts, &mut changed);
+            mutations.request(&filter.name, decision.matched.as_ref(), world.facts, changed);
         }
         HttpFilterKind::Metadata(additions) => additions.iter().for_each(|one| changed.metadata.add(one)),
         _ => {}
     }
-    decision.changed = Some(changed);
 }
 
 fn resolve_anew(world: World<'_, '_>, changed: &Changed, dice: &mut Dice) -> Option<Matched> {
@@ -248,9 +245,11 @@ fn resolve_anew(world: World<'_, '_>, changed: &Changed, dice: &mut Dice) -> Opt
 
 /// The request goes on with these headers.
 pub(super) fn replace(world: World<'_, '_>, decision: &mut Decision, headers: HeaderMap) {
-    let mut changed = decision.changed.take().unwrap_or_else(|| Box::new(Changed::of(world.facts)));
-    changed.headers = headers;
-    decision.changed = Some(changed);
+    match &mut decision.changed {
+        Some(changed) => changed.headers = headers,
+        // The headers as they came are not copied only to be replaced.
+        none => *none = Some(Box::new(Changed { headers, ..Changed::with_metadata(world.facts) })),
+    }
 }
 
 /// Does what good tokens do.
@@ -258,7 +257,7 @@ pub(super) fn accept(world: World<'_, '_>, decision: &mut Decision, effects: &Ef
     if *effects == Effects::default() {
         return;
     }
-    let mut changed = decision.changed.take().unwrap_or_else(|| Box::new(Changed::of(world.facts)));
+    let changed = Changed::begun(&mut decision.changed, world.facts);
     for name in &effects.drop_headers {
         changed.headers.remove(name);
     }
@@ -269,16 +268,19 @@ pub(super) fn accept(world: World<'_, '_>, decision: &mut Decision, effects: &Ef
     changed.path = path.or_else(|| changed.path.take());
     effects.tell(&mut changed.metadata);
     if effects.clear_route {
-        decision.matched = resolve_anew(world, &changed, dice);
+        decision.matched = resolve_anew(world, changed, dice);
     }
-    decision.changed = Some(changed);
 }
 
 impl Changed {
-    /// A request that is not changed yet.
-    fn of(facts: &Facts<'_>) -> Self {
-        let metadata = facts.metadata.cloned().unwrap_or_default();
-        Self { headers: facts.headers.clone(), path: None, metadata }
+    /// The request as it was changed so far, from now on to be changed.
+    fn begun<'c>(changed: &'c mut Option<Box<Self>>, facts: &Facts<'_>) -> &'c mut Self {
+        changed.get_or_insert_with(|| Box::new(Self { headers: facts.headers.clone(), ..Self::with_metadata(facts) }))
+    }
+
+    /// No headers, and the metadata that there is.
+    fn with_metadata(facts: &Facts<'_>) -> Self {
+        Self { metadata: facts.metadata.cloned().unwrap_or_default(), ..Self::default() }
     }
 
     /// The request as it is now.

@@ -118,7 +118,7 @@ fn told(bucket: &TokenBucket, now: Moment) -> [(HeaderName, HeaderValue); 3] {
 }
 
 fn add(additions: &[HeaderAddition], facts: &Facts<'_>, matched: Option<&Matched>, headers: &mut HeaderMap) {
-    let values = RequestValues { facts, matched, cluster: None, endpoint: None };
+    let values = RequestValues::of(facts, matched);
     for addition in additions {
         shape::add(addition, &values, headers);
     }

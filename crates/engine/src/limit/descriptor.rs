@@ -1,7 +1,6 @@
 //! Descriptors: what rules make of a request, so that a bucket can be found for it.
 
 use std::borrow::Cow;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::HeaderValue;
@@ -197,7 +196,7 @@ impl Action {
                 Said::of("masked_remote_address", range.map(Cow::Owned), false)
             }
             Self::RemoteAddressMatch { key, value, default, ranges, invert } => {
-                let inside = ranges.iter().any(|range| range.contains(&canonical(facts.remote)));
+                let inside = ranges.iter().any(|range| range.contains(&facts.remote.to_canonical()));
                 let value = (inside != *invert).then(|| render(value, request));
                 let value = value.map(|text| text_or(Some(Cow::Owned(text)), default.as_ref()));
                 Said::of(key, value.flatten(), false)
@@ -235,10 +234,6 @@ fn text_or<'a>(text: Option<Cow<'a, str>>, default: Option<&'a Arc<str>>) -> Opt
     text.filter(|text| !text.is_empty()).or_else(|| default.map(|text| Cow::Borrowed(&**text)))
 }
 
-fn canonical(address: IpAddr) -> IpAddr {
-    address.to_canonical()
-}
-
 /// Of several headers with the name only the first counts.
 fn first_value<'a>(key: &HeaderKey, facts: &Facts<'a>) -> Option<Cow<'a, str>> {
     match key {
@@ -269,7 +264,7 @@ fn query_matches(rule: &QueryMatcher, facts: &Facts<'_>) -> bool {
 
 fn render(template: &Template, request: Request<'_>) -> String {
     let mut text = String::new();
-    let values = RequestValues { facts: request.facts, matched: request.matched, cluster: None, endpoint: None };
+    let values = RequestValues::of(request.facts, request.matched);
     template.render(&values, "", &mut text);
     text
 }
@@ -292,20 +287,7 @@ mod tests {
 
     fn connection() -> ConnectionFacts {
         let remote = SocketAddr::from(([192, 0, 2, 1], 4711));
-        ConnectionFacts {
-            direct_remote: remote,
-            remote,
-            local: remote,
-            server_name: None,
-            tls: false,
-            application_protocols: Vec::new(),
-            negotiated_protocol: None,
-            peer: None,
-            tls_version: None,
-            tls_cipher: None,
-            id: 1,
-            buckets: Default::default(),
-        }
+        ConnectionFacts::between(remote, remote, 1)
     }
 
     /// The descriptor that a rule makes of a request, as `key=value` words.

@@ -12,7 +12,7 @@ fn shaped(world: &World, line: &str) -> RequestHead {
     let (decision, _) = world.decide(&ask, &mut Dice::new(1));
     let matched = decision.matched.expect("a route");
     let facts = ask.facts();
-    let values = RequestValues { facts: &facts, matched: Some(&matched), cluster: None, endpoint: None };
+    let values = RequestValues::of(&facts, Some(&matched));
     let mut head =
         RequestHead { path: facts.path.into(), authority: facts.authority.into(), headers: ask.headers().clone() };
     shape::request(&matched, &facts, &values, &mut head);
@@ -81,7 +81,7 @@ fn headers_change_from_the_route_up() {
     let ask = Ask::new("GET h/");
     let (decision, _) = world.decide(&ask, &mut Dice::new(1));
     let facts = ask.facts();
-    let values = RequestValues { facts: &facts, matched: None, cluster: None, endpoint: None };
+    let values = RequestValues::of(&facts, None);
     let mut headers = HeaderMap::new();
     headers.insert("x-secret", HeaderValue::from_static("1"));
     headers.insert("x-r", HeaderValue::from_static("upstream"));

@@ -117,18 +117,9 @@ fn connection(size: u32) -> ConnectionFacts {
     let peer = Peer { uri_sans: vec![name.as_str().into()], validated: true, ..Peer::default() };
     let remote = ([192, 0, 2, 1], 4711).into();
     ConnectionFacts {
-        direct_remote: remote,
-        remote,
-        local: ([10, 0, 0, 1], 80).into(),
-        server_name: None,
         tls: true,
-        application_protocols: Vec::new(),
-        negotiated_protocol: None,
         peer: Some(Arc::new(peer)),
-        tls_version: None,
-        tls_cipher: None,
-        id: 7,
-        buckets: Default::default(),
+        ..ConnectionFacts::between(remote, ([10, 0, 0, 1], 80).into(), 7)
     }
 }
 

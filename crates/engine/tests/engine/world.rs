@@ -159,20 +159,7 @@ impl Ask {
 
 pub(crate) fn connection() -> ConnectionFacts {
     let remote: SocketAddr = ([192, 0, 2, 1], 4711).into();
-    ConnectionFacts {
-        direct_remote: remote,
-        remote,
-        local: ([10, 0, 0, 1], 80).into(),
-        server_name: None,
-        tls: false,
-        application_protocols: Vec::new(),
-        negotiated_protocol: None,
-        peer: None,
-        tls_version: None,
-        tls_cipher: None,
-        id: 7,
-        buckets: Default::default(),
-    }
+    ConnectionFacts::between(remote, ([10, 0, 0, 1], 80).into(), 7)
 }
 
 pub(crate) fn update<M: prost::Message + prost::Name + Default>(type_url: &str, name: &str, yaml: &str) -> Update {

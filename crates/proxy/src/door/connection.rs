@@ -141,18 +141,12 @@ fn ends(socket: &Socket) -> Ends {
 fn first_facts(worker: &Worker, found: &Found, remote: SocketAddr, local: SocketAddr) -> ConnectionFacts {
     let local = found.original.unwrap_or(local);
     ConnectionFacts {
-        direct_remote: remote,
         remote: found.proxied.map_or(remote, |proxied| proxied.source),
         local: found.proxied.map_or(local, |proxied| proxied.destination),
         server_name: found.server_name.clone(),
         tls: found.tls,
         application_protocols: found.application_protocols.clone(),
-        negotiated_protocol: None,
-        peer: None,
-        tls_version: None,
-        tls_cipher: None,
-        id: worker.shared.connection_id(),
-        buckets: Default::default(),
+        ..ConnectionFacts::between(remote, local, worker.shared.connection_id())
     }
 }
 
@@ -275,16 +269,17 @@ async fn hand_over(worker: &Rc<Worker>, connection: Connection, stream: Stream) 
             NetworkFilter::SniCluster => cluster = connection.downstream.facts.server_name.clone(),
             NetworkFilter::Extension(_) => {}
             NetworkFilter::Http(manager) => {
-                let service = Box::pin(http::serve::run(worker, connection, Arc::clone(manager), stream));
-                return Some(holding(counted, service));
+                let service = http::serve::run(worker, connection, Arc::clone(manager), stream);
+                return Some(holding(counted, Box::pin(service)));
             }
             NetworkFilter::Tcp(tcp) => {
-                let service = Box::pin(tcp::proxy(worker, connection, Arc::clone(tcp), cluster, said, stream));
-                return Some(holding(counted, service));
+                let service = tcp::proxy(worker, connection, Arc::clone(tcp), cluster, said, stream);
+                return Some(holding(counted, Box::pin(service)));
             }
             NetworkFilter::DirectResponse(bytes) => {
                 let bytes = bytes.clone();
-                return Some(Box::pin(async move { tcp::respond(&bytes, stream).await }));
+                let service = async move { tcp::respond(&bytes, stream).await };
+                return Some(holding(counted, Box::pin(service)));
             }
         }
     }

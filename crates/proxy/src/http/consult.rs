@@ -17,6 +17,7 @@ use super::body::{Incoming, SharedSource, Source, arrive, prefetch};
 use super::errand::{self, Errand};
 use super::exchange::Exchange;
 use super::keys;
+use super::seen::Seen;
 use crate::worker::Worker;
 
 /// The largest answer of an authorizer, bytes.
@@ -64,6 +65,7 @@ impl Exchange {
     /// The request goes on as filters changed it.
     pub(super) fn take_over(&mut self, changed: Changed, head: &mut Head) {
         head.headers = changed.headers;
+        head.seen = Seen::of(&head.headers);
         if let Some(path) = changed.path {
             head.path = path.into();
         }

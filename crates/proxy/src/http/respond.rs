@@ -112,9 +112,10 @@ impl Exchange {
             let (matched, manager, worker) = (self.record.matched.as_ref(), &self.shared.manager, &self.shared.worker);
             shape::response(decision, matched, &self.record, headers);
             if manager.changes_answers() {
-                let told = (worker.tally.tower().own.cluster.as_ref(), worker.shared.fails_checks());
+                let cluster = worker.tally.tower().own.cluster.as_ref();
+                let health = shape::Health { cluster, failing: worker.shared.fails_checks() };
                 let around = (&**worker.shared.plan.load(), &**manager);
-                shape::filtered(around, decision, matched, told, &self.record, headers);
+                shape::filtered(around, decision, matched, health, &self.record, headers);
             }
         }
     }

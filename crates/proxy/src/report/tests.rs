@@ -67,20 +67,7 @@ fn listener(direction: Direction) -> Arc<Listener> {
 }
 
 fn downstream(remote: &str, direction: Direction) -> Arc<Downstream> {
-    let facts = ConnectionFacts {
-        direct_remote: address(remote),
-        remote: address(remote),
-        local: address("127.0.0.1:18881"),
-        server_name: None,
-        tls: false,
-        application_protocols: Vec::new(),
-        negotiated_protocol: None,
-        peer: None,
-        tls_version: None,
-        tls_cipher: None,
-        id: 4,
-        buckets: Default::default(),
-    };
+    let facts = ConnectionFacts::between(address(remote), address("127.0.0.1:18881"), 4);
     Arc::new(Downstream { facts, listener: listener(direction), chain: None, own_uri: None })
 }
 

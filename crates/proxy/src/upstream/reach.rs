@@ -299,7 +299,10 @@ impl Reaching<'_> {
     fn client_tls(&self, context: &Arc<UpstreamTls>) -> Result<Tls, Failure> {
         let client = self.worker.shared.tls.client(context);
         let client = client.map_err(|problem| Failure::connect(&format!("TLS configuration: {problem}")))?;
-        let client = self.offer.map_or_else(|| client.clone(), |offer| client.offering(&offer.names));
+        let client = match self.offer {
+            Some(offer) => client.offering(&offer.names),
+            None => client,
+        };
         let name = self.key.server_name.as_deref().or(context.sni.as_deref());
         Ok(client.towards(server_name(name)))
     }

@@ -104,18 +104,10 @@ fn connection(from: &Workload, arrival: Arrival, spoken: Protocol, identity: Opt
         Arc::new(Peer { uri_sans: vec![identity.to_string().into()], validated: true, ..Peer::default() })
     });
     ConnectionFacts {
-        direct_remote: source,
-        remote: source,
-        local: arrival.address,
-        server_name: None,
         tls: arrival.mtls,
         application_protocols: offered.iter().map(|name| (*name).into()).collect(),
-        negotiated_protocol: None,
         peer,
-        tls_version: None,
-        tls_cipher: None,
-        id: 2,
-        buckets: Default::default(),
+        ..ConnectionFacts::between(source, arrival.address, 2)
     }
 }
 

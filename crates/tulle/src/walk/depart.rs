@@ -83,18 +83,8 @@ fn connection(from: &Workload, local: SocketAddr, spoken: Protocol) -> Connectio
     let source = SocketAddr::new(from.addresses.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), 40_000);
     let http = spoken.is_http() || spoken == Protocol::Auto;
     ConnectionFacts {
-        direct_remote: source,
-        remote: source,
-        local,
-        server_name: None,
-        tls: false,
         application_protocols: if http { vec![detected(spoken).into()] } else { Vec::new() },
-        negotiated_protocol: None,
-        peer: None,
-        tls_version: None,
-        tls_cipher: None,
-        id: 1,
-        buckets: Default::default(),
+        ..ConnectionFacts::between(source, local, 1)
     }
 }
 
