@@ -269,8 +269,8 @@ async fn hand_over(worker: &Rc<Worker>, connection: Connection, stream: Stream) 
             NetworkFilter::SniCluster => cluster = connection.downstream.facts.server_name.clone(),
             NetworkFilter::Extension(_) => {}
             NetworkFilter::Http(manager) => {
-                let service = http::serve::run(worker, connection, Arc::clone(manager), stream);
-                return Some(holding(counted, Box::pin(service)));
+                let service = http::serve::begin(worker, connection, Arc::clone(manager), stream).await?;
+                return Some(holding(counted, service));
             }
             NetworkFilter::Tcp(tcp) => {
                 let service = tcp::proxy(worker, connection, Arc::clone(tcp), cluster, said, stream);

@@ -64,7 +64,7 @@ struct Asked {
 ///
 /// # Errors
 /// What the client did, or the socket.
-pub async fn serve(shared: &Rc<HttpConnection>, stream: Stream, ahead: BytesMut) -> Result<(), Fault> {
+pub fn serve(shared: Rc<HttpConnection>, stream: Stream, ahead: BytesMut) -> impl Future<Output = Result<(), Fault>> {
     let manager = &shared.manager;
     let limits = Limits {
         bytes: (manager.max_request_headers_bytes as usize).max(1024),
@@ -79,38 +79,30 @@ pub async fn serve(shared: &Rc<HttpConnection>, stream: Stream, ahead: BytesMut)
         limits,
         linger: manager.delayed_close,
     });
+    run(shared, conn)
+}
+
+async fn run(shared: Rc<HttpConnection>, conn: Rc<Conn>) -> Result<(), Fault> {
     loop {
         let mut scan = Scan::default();
         let mut blanks = 0;
         let mut begun = None;
-        let head = poll_fn(|cx| match conn.poll_head(cx, shared, &mut scan, &mut blanks) {
-            Poll::Ready(head) => Poll::Ready(Ok(head)),
-            Poll::Pending => conn.poll_late(cx, shared, &mut begun).map(Err),
+        let step = poll_fn(|cx| match conn.poll_head(cx, &shared, &mut scan, &mut blanks) {
+            Poll::Ready(head) => Poll::Ready(conn.step(&shared, head, begun)),
+            Poll::Pending => conn.poll_late(cx, &shared, &mut begun).map(|late| conn.late(&shared, late, begun)),
         })
         .await;
         shared.reading.set(false);
-        let head = match head {
-            Ok(Ok(Some(head))) => head,
-            Ok(Ok(None)) => return Box::pin(conn.close(false)).await,
-            Ok(Err(fault)) => {
-                if let Fault::Malformed(malformed) = fault {
-                    Box::pin(conn.refuse(shared, malformed.into(), begun)).await;
-                }
-                return Err(fault);
-            }
-            Err(late) => {
-                Box::pin(conn.refuse(shared, late, begun)).await;
-                return Ok(());
-            }
-        };
-        // On the heap, so that an idle connection does not hold the room of an exchange, nor of its end.
-        match Box::pin(conn.exchange(shared, head)).await? {
+        match step.await? {
             Then::Next => {}
             Then::Close { unread } => return Box::pin(conn.close(unread)).await,
             Then::Gone => return Ok(()),
         }
     }
 }
+
+/// What is done about a head. On the heap, so that an idle connection does not hold the room of an exchange, nor of its end.
+type Step<'a> = Pin<Box<dyn Future<Output = Result<Then, Fault>> + 'a>>;
 
 /// What follows an answer.
 enum Then {
@@ -121,7 +113,7 @@ enum Then {
         /// See above.
         unread: bool,
     },
-    /// The connection belongs to a tunnel.
+    /// Nothing: the connection belongs to a tunnel, or has ended.
     Gone,
 }
 
@@ -184,6 +176,33 @@ impl Conn {
         let Some((at, late)) = limits.min_by_key(|(at, _)| *at) else { return Poll::Pending };
         ready!(shared.alarm.borrow_mut().poll(at, cx));
         Poll::Ready(late)
+    }
+
+    /// A head came, or none will.
+    fn step<'a>(
+        self: &'a Rc<Self>,
+        shared: &'a Rc<HttpConnection>,
+        head: Result<Option<RequestHead>, Fault>,
+        begun: Option<Instant>,
+    ) -> Step<'a> {
+        match head {
+            Ok(Some(head)) => Box::pin(self.exchange(shared, head)),
+            Ok(None) => Box::pin(std::future::ready(Ok(Then::Close { unread: false }))),
+            Err(fault) => Box::pin(async move {
+                if let Fault::Malformed(malformed) = fault {
+                    self.refuse(shared, malformed.into(), begun).await;
+                }
+                Err(fault)
+            }),
+        }
+    }
+
+    /// A head came too late.
+    fn late<'a>(&'a self, shared: &'a HttpConnection, late: Unread, begun: Option<Instant>) -> Step<'a> {
+        Box::pin(async move {
+            self.refuse(shared, late, begun).await;
+            Ok(Then::Gone)
+        })
     }
 
     async fn exchange(self: &Rc<Self>, shared: &Rc<HttpConnection>, head: RequestHead) -> Result<Then, Fault> {

@@ -75,10 +75,14 @@ pub struct HttpConnection {
     pub closing: Cell<bool>,
 }
 
-/// Serves one connection until it ends.
-pub async fn run(worker: &Rc<Worker>, connection: Connection, manager: Arc<HttpManager>, stream: Stream) {
-    // Boxed: what looks at the first bytes is not held by the connection that goes on.
-    let Some((h2, stream)) = Box::pin(which(&manager, &connection, stream)).await else { return };
+/// Finds out the version that a connection speaks, and gives what serves it until it ends; `None`: the client left before.
+pub async fn begin(
+    worker: &Rc<Worker>,
+    connection: Connection,
+    manager: Arc<HttpManager>,
+    stream: Stream,
+) -> Option<Pin<Box<dyn Future<Output = ()>>>> {
+    let (h2, stream) = which(&manager, &connection, stream).await?;
     let stream = if h2 { stream.guarding(Frames::of_client()) } else { stream };
     let shared = Rc::new(HttpConnection {
         worker: Rc::clone(worker),
@@ -99,18 +103,34 @@ pub async fn run(worker: &Rc<Worker>, connection: Connection, manager: Arc<HttpM
         alarm: Rc::default(),
         closing: Cell::new(false),
     });
-    let counted = Counted::begin(&shared);
-    let guarded = Guarded { shared: &shared, blocked_since: None };
-    if h2 {
-        let mut serving = pin!(h2::server::serve(Rc::clone(&shared), stream));
-        let ended = guarded.run(serving.as_mut(), connection.drain, h2::server::Serving::graceful_shutdown).await;
-        counted.end_h2(ended.and_then(Result::err).as_ref());
+    // What an `async fn` is given it holds twice, so both get what they serve in one piece.
+    Some(if h2 {
+        let serving = Box::pin(h2::server::serve(Rc::clone(&shared), stream));
+        Box::pin(run_h2(shared, connection.drain, serving))
     } else {
         let (stream, ahead) = stream.into_parts();
-        let serving = pin!(h1::server::serve(&shared, stream, ahead));
-        let ended = guarded.run(serving, connection.drain, |_| shared.closing.set(true)).await;
-        counted.end_h1(ended.and_then(Result::err));
-    }
+        let serving = Box::pin(h1::server::serve(Rc::clone(&shared), stream, ahead));
+        Box::pin(run_h1(shared, connection.drain, serving))
+    })
+}
+
+/// Serves a connection of HTTP/1 under its limits.
+pub(crate) async fn run_h1<S>(shared: Rc<HttpConnection>, drain: watch::Receiver<bool>, mut serving: Pin<Box<S>>)
+where
+    S: Future<Output = Result<(), h1::Fault>>,
+{
+    let counted = Counted::begin(&shared);
+    let guarded = Guarded { shared: &shared, blocked_since: None };
+    let ended = guarded.run(serving.as_mut(), drain, |_| shared.closing.set(true)).await;
+    counted.end_h1(ended.and_then(Result::err));
+}
+
+/// The same of HTTP/2.
+async fn run_h2(shared: Rc<HttpConnection>, drain: watch::Receiver<bool>, mut serving: Pin<Box<h2::server::Serving>>) {
+    let counted = Counted::begin(&shared);
+    let guarded = Guarded { shared: &shared, blocked_since: None };
+    let ended = guarded.run(serving.as_mut(), drain, h2::server::Serving::graceful_shutdown).await;
+    counted.end_h2(ended.and_then(Result::err).as_ref());
 }
 
 impl HttpConnection {
