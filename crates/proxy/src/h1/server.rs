@@ -186,7 +186,11 @@ impl Conn {
         begun: Option<Instant>,
     ) -> Step<'a> {
         match head {
-            Ok(Some(head)) => Box::pin(self.exchange(shared, head)),
+            Ok(Some(head)) => {
+                // Made where it will stand: as an argument of `Box::pin` its whole room, unused as yet, would be copied.
+                let exchange = Box::write(Box::new_uninit(), self.exchange(shared, head));
+                Box::into_pin(exchange)
+            }
             Ok(None) => Box::pin(std::future::ready(Ok(Then::Close { unread: false }))),
             Err(fault) => Box::pin(async move {
                 if let Fault::Malformed(malformed) = fault {

@@ -131,17 +131,21 @@ impl Exchange {
         let mut record = Record::begin(Kind::Http, &shared.downstream, SystemTime::now(), began.into_std());
         record.protocol = Some(protocol);
         record.method = Some(request.method().clone());
-        Box::new(Self {
-            shared: Rc::clone(shared),
-            record,
-            decision: None,
-            source: None,
-            began,
-            now: began,
-            slot: None,
-            busy: None,
-            interim,
-        })
+        let room = Box::new_uninit();
+        Box::write(
+            room,
+            Self {
+                shared: Rc::clone(shared),
+                record,
+                decision: None,
+                source: None,
+                began,
+                now: began,
+                slot: None,
+                busy: None,
+                interim,
+            },
+        )
     }
 
     /// Takes the peer's word about itself off the request; the application never sees it.
