@@ -13,6 +13,8 @@ use super::{Bench, Outcome, growth, paired, pki};
 
 /// How long a proxy settles before its memory is read. Ours gives back what only its start needed two seconds after it.
 const SETTLE: Duration = Duration::from_secs(4);
+/// The same after work: ours looks once a second, and gives back after two looks without work.
+const REST: Duration = Duration::from_secs(6);
 const MEGA: f64 = (1 << 20) as f64;
 
 /// D13: one instance that has served one request; beside it the same after a load.
@@ -32,7 +34,7 @@ pub(crate) fn idle(bench: &Bench) -> Result<Vec<Outcome>> {
             idle.insert(peer.name.clone(), vec![mega(subject.pss()?)]);
             dirty.insert(peer.name.clone(), vec![mega(subject.dirty()?)]);
             load.run()?;
-            sleep(SETTLE);
+            sleep(REST);
             loaded.insert(peer.name.clone(), vec![mega(subject.pss()?)]);
             files.append(&mut subject.files);
         }
@@ -115,7 +117,7 @@ fn each(
             sleep(SETTLE);
             let before = subject.dirty()?;
             let held = load.hold(|| {
-                sleep(SETTLE);
+                sleep(REST);
                 subject.dirty()
             })?;
             #[allow(clippy::cast_precision_loss, reason = "bytes of a process, and a constant")]
