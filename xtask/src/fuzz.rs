@@ -4,14 +4,15 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
 /// Run the fuzz targets
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  cargo xtask fuzz\n  cargo xtask fuzz http1 xds --runs 10000000\n\n\
+#[command(after_help = "Examples:\n  cargo xtask fuzz\n  cargo xtask fuzz http1 xds --runs 10000000\n  \
+    cargo xtask fuzz streams --jobs 16\n\n\
     A finding is written to target/fuzz/TARGET/ and can be run again by giving its path to the fuzzer.")]
 pub(crate) struct Args {
     /// Which targets [default: all of them]
@@ -22,6 +23,9 @@ pub(crate) struct Args {
     /// Bytes of the longest input
     #[arg(long, default_value_t = 4096)]
     longest: usize,
+    /// Fuzzers at once, which share the runs: a target that waits for sockets and clocks leaves the processors idle
+    #[arg(long, default_value_t = 1)]
+    jobs: u64,
 }
 
 /// LLVM's coverage of edges, comparisons and tables of counters, as libFuzzer reads them.
@@ -83,30 +87,50 @@ fn build() -> Result<PathBuf> {
     Ok(target.join("debug").join("fuzz-run"))
 }
 
+/// Runs one target; true when there is no finding.
 fn fuzz(program: &Path, target: &str, args: &Args) -> Result<bool> {
     let grown = Path::new("target/fuzz").join(target);
     std::fs::create_dir_all(grown.join("corpus"))?;
-    let log = std::fs::File::create(grown.join("log"))?;
-    let status = Command::new(program)
+    let jobs = args.jobs.max(1);
+    let jobs: Vec<(Child, PathBuf)> = (0..jobs)
+        .map(|job| {
+            let log = grown.join(format!("log{job}"));
+            Ok((begin(program, target, &grown, &log, args.runs.div_ceil(jobs), args.longest)?, log))
+        })
+        .collect::<Result<_>>()?;
+    let mut fine = true;
+    for (mut job, log) in jobs {
+        let ended = job.wait().context("the fuzzer")?.success();
+        fine &= ended;
+        report(target, &std::fs::read_to_string(log).unwrap_or_default(), ended);
+    }
+    Ok(fine)
+}
+
+fn begin(program: &Path, target: &str, grown: &Path, log: &Path, runs: u64, longest: usize) -> Result<Child> {
+    let log = std::fs::File::create(log)?;
+    let mut command = Command::new(program);
+    command
         .arg(grown.join("corpus"))
         .arg(Path::new("fuzz/corpus").join(target))
-        .arg(format!("-runs={}", args.runs))
-        .arg(format!("-max_len={}", args.longest))
+        .arg(format!("-runs={runs}"))
+        .arg(format!("-max_len={longest}"))
         .arg(format!("-artifact_prefix={}/", grown.display()))
         .args(["-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1"])
         .env("FUZZ_TARGET", target)
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
-        .stderr(log)
-        .status()
-        .context("the fuzzer")?;
-    let text = std::fs::read_to_string(grown.join("log")).unwrap_or_default();
-    if !status.success() {
-        let lines: Vec<&str> = text.lines().rev().take(30).collect();
+        .stderr(log);
+    command.spawn().context("the fuzzer")
+}
+
+/// Its own count, and the end of the log of one that found something.
+fn report(target: &str, log: &str, fine: bool) {
+    if !fine {
+        let lines: Vec<&str> = log.lines().rev().take(30).collect();
         println!("{}", lines.into_iter().rev().collect::<Vec<_>>().join("\n"));
     }
-    for line in text.lines().filter(|line| line.contains("number_of_executed_units")) {
+    for line in log.lines().filter(|line| line.contains("number_of_executed_units")) {
         println!("{target}: {line}");
     }
-    Ok(status.success())
 }
