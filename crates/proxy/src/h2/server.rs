@@ -104,8 +104,9 @@ impl Future for Serving {
                     }
                     let Some(stream) = ready!(connection.poll_accept(cx)) else { return Poll::Ready(Ok(())) };
                     let (request, respond) = stream?;
-                    // On the heap: the runtime moves what it is given several times.
-                    tokio::task::spawn_local(Box::pin(serve_stream(Rc::clone(&this.shared), request, respond)));
+                    // On the heap, and made where it stands: its room, most of it unused as yet, is not to be moved about.
+                    let stream = Box::write(Box::new_uninit(), serve_stream(Rc::clone(&this.shared), request, respond));
+                    tokio::task::spawn_local(Box::into_pin(stream));
                 }
             }
         }
