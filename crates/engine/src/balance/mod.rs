@@ -32,8 +32,8 @@ pub enum LbPolicy {
     },
     /// The one of a few with the fewest requests under way.
     LeastRequest {
-        /// How many are compared. Default 2.
-        choices: u32,
+        /// How many are compared; `None`: all (`selection_method: FULL_SCAN`). Default 2.
+        choices: Option<u32>,
         /// How strongly requests under way count against weights. Default 1.
         bias: f64,
         /// New endpoints take load slowly.

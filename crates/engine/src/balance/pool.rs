@@ -26,6 +26,8 @@ enum Choice {
     Stride(Vec<u16>),
     /// By chance, by running sums of the weights (empty: all alike).
     Chance(Vec<u64>),
+    /// The best of all.
+    LeastOfAll,
     /// The best of a few.
     LeastRequest {
         choices: u32,
@@ -36,6 +38,8 @@ enum Choice {
     Maglev(Maglev),
 }
 
+/// How many are compared where all were asked for but weights differ: there Envoy goes by the weights alone.
+const SAMPLE: u32 = 2;
 /// The stride scheduler's full weight.
 const FULL: u64 = u16::MAX as u64;
 
@@ -50,8 +54,9 @@ impl Pool {
             LbPolicy::RoundRobin { .. } | LbPolicy::ClusterProvided if alike => Choice::Turn,
             LbPolicy::RoundRobin { .. } | LbPolicy::ClusterProvided => Choice::Stride(strides(weights)),
             LbPolicy::Random => Choice::Chance(if alike { Vec::new() } else { sums(weights) }),
+            LbPolicy::LeastRequest { choices: None, .. } if alike => Choice::LeastOfAll,
             LbPolicy::LeastRequest { choices, bias, .. } => Choice::LeastRequest {
-                choices: *choices,
+                choices: choices.unwrap_or(SAMPLE),
                 bias: *bias,
                 sums: if alike { Vec::new() } else { sums(weights) },
             },
@@ -81,6 +86,7 @@ impl Pool {
             Choice::Turn => turn.fetch_add(1, Ordering::Relaxed).checked_rem(count)?,
             Choice::Stride(strides) => stride(strides, turn)?,
             Choice::Chance(sums) => by_chance(sums, count, dice),
+            Choice::LeastOfAll => return self.least_of_all(dice),
             Choice::LeastRequest { choices, bias, sums } => return self.least(*choices, *bias, sums, dice),
             Choice::Ring(ring) => ring.find(hash, attempt)? as u64,
             Choice::Maglev(maglev) => maglev.find(hash, attempt)? as u64,
@@ -98,6 +104,29 @@ impl Pool {
             let cost = if sums.is_empty() { active } else { active.powf(bias) / f64::from(host.weight) };
             if best.is_none_or(|(_, lowest)| cost < lowest) {
                 best = Some((host, cost));
+            }
+        }
+        best.map(|(host, _)| host)
+    }
+
+    /// Of all endpoints the one with the fewest requests under way; of equals each has the same chance.
+    fn least_of_all(&self, dice: &mut Dice) -> Option<&Arc<Endpoint>> {
+        let mut best: Option<(&Arc<Endpoint>, u32)> = None;
+        let mut equals = 1;
+        for host in &self.hosts {
+            let active = host.state.active.load(Ordering::Relaxed);
+            match best {
+                Some((_, lowest)) if active > lowest => {}
+                Some((_, lowest)) if active == lowest => {
+                    equals += 1;
+                    if dice.below(equals) == 0 {
+                        best = Some((host, active));
+                    }
+                }
+                _ => {
+                    equals = 1;
+                    best = Some((host, active));
+                }
             }
         }
         best.map(|(host, _)| host)

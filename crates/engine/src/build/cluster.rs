@@ -327,7 +327,7 @@ fn lb_policy(cx: &mut Context<'_>, message: &xds::Cluster, common: &mut LbCommon
                 _ => xds::cluster::LeastRequestLbConfig::default(),
             };
             Some(LbPolicy::LeastRequest {
-                choices: number(config.choice_count.as_ref(), 2).max(1),
+                choices: Some(number(config.choice_count.as_ref(), 2).max(1)),
                 bias: runtime_double(cx, config.active_request_bias.as_ref(), 1.0),
                 slow_start: old_slow_start(cx, config.slow_start_config.as_ref()),
             })
@@ -387,8 +387,13 @@ fn typed_lb(cx: &mut Context<'_>, message: &xds::LoadBalancingPolicy, common: &m
         "least_request.v3.LeastRequest" => {
             let message: lb::least_request::v3::LeastRequest = cx.unpack(any)?;
             locality(message.locality_lb_config.as_ref(), common);
+            let choices = match message.selection_method {
+                0 => Some(number(message.choice_count.as_ref(), 2).max(1)),
+                1 => None,
+                _ => return cx.field("selection_method", |cx| cx.refuse("is no known method")),
+            };
             Some(LbPolicy::LeastRequest {
-                choices: number(message.choice_count.as_ref(), 2).max(1),
+                choices,
                 bias: runtime_double(cx, message.active_request_bias.as_ref(), 1.0),
                 slow_start: slow_start(cx, message.slow_start_config.as_ref()),
             })
