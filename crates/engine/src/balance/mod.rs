@@ -3,6 +3,7 @@
 //!
 //! A [`View`] is what follows from the endpoints and their health: rebuilt when either changes, read without a lock.
 
+mod bound;
 mod maglev;
 mod pool;
 mod ring;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::LbPolicy;
+use super::bound::Bound;
 use super::maglev::Maglev;
 use super::ring::Ring;
 use crate::dice::Dice;
@@ -34,8 +35,8 @@ enum Choice {
         bias: f64,
         sums: Vec<u64>,
     },
-    Ring(Ring),
-    Maglev(Maglev),
+    Ring(Ring, Option<Bound>),
+    Maglev(Maglev, Option<Bound>),
 }
 
 /// How many are compared where all were asked for but weights differ: there Envoy goes by the weights alone.
@@ -67,13 +68,19 @@ impl Pool {
     }
 
     /// A pool for consistent hashing. `weights` are normalised: their sum is 1.
-    pub(super) fn hashed(policy: &LbPolicy, hosts: Vec<Arc<Endpoint>>, weights: &[f64], by_name: bool) -> Self {
+    pub(super) fn hashed(
+        policy: &LbPolicy,
+        hosts: Vec<Arc<Endpoint>>,
+        weights: &[f64],
+        by_name: bool,
+        bound: Option<Bound>,
+    ) -> Self {
         let keyed: Vec<(String, f64)> =
             hosts.iter().zip(weights).map(|(host, weight)| (hash_key(host, by_name), *weight)).collect();
         let choice = match policy {
             _ if hosts.is_empty() => Choice::None,
-            LbPolicy::Maglev { table_size } => Choice::Maglev(Maglev::new(&keyed, *table_size)),
-            LbPolicy::RingHash { min_size, max_size } => Choice::Ring(Ring::new(&keyed, *min_size, *max_size)),
+            LbPolicy::Maglev { table_size } => Choice::Maglev(Maglev::new(&keyed, *table_size), bound),
+            LbPolicy::RingHash { min_size, max_size } => Choice::Ring(Ring::new(&keyed, *min_size, *max_size), bound),
             _ => Choice::Turn,
         };
         Self { hosts, choice }
@@ -88,10 +95,18 @@ impl Pool {
             Choice::Chance(sums) => by_chance(sums, count, dice),
             Choice::LeastOfAll => return self.least_of_all(dice),
             Choice::LeastRequest { choices, bias, sums } => return self.least(*choices, *bias, sums, dice),
-            Choice::Ring(ring) => ring.find(hash, attempt)? as u64,
-            Choice::Maglev(maglev) => maglev.find(hash, attempt)? as u64,
+            Choice::Ring(ring, bound) => self.bounded(bound.as_ref(), ring.find(hash, attempt)?, hash)?,
+            Choice::Maglev(maglev, bound) => self.bounded(bound.as_ref(), maglev.find(hash, attempt)?, hash)?,
         };
         self.hosts.get(usize::try_from(at).ok()?)
+    }
+
+    fn bounded(&self, bound: Option<&Bound>, at: usize, hash: u64) -> Option<u64> {
+        let at = match bound {
+            None => at,
+            Some(bound) => bound.find(&self.hosts, at, hash)?,
+        };
+        Some(at as u64)
     }
 
     /// Of a few endpoints taken by weight the one with the fewest requests under way; of equals the first.

@@ -285,9 +285,9 @@ fn lb_common_of(cx: &mut Context<'_>, message: &xds::Cluster) -> LbCommon {
     }
     if let Some(hashing) = &config.consistent_hashing_lb_config {
         common.hash_hostname = hashing.use_hostname_for_hashing;
-        if hashing.hash_balance_factor.is_some() {
-            cx.field("common_lb_config", |cx| cx.fault("hash_balance_factor is not implemented"));
-        }
+        common.hash_balance = cx.field("common_lb_config.consistent_hashing_lb_config", |cx| {
+            balance_factor(cx, hashing.hash_balance_factor.as_ref())
+        });
     }
     common
 }
@@ -462,12 +462,19 @@ fn typed_zone_aware(
 fn hashing(cx: &mut Context<'_>, message: Option<&lb::common::v3::ConsistentHashingLbConfig>, common: &mut LbCommon) {
     if let Some(message) = message {
         common.hash_hostname = message.use_hostname_for_hashing;
-        if message.hash_balance_factor.is_some() || !message.hash_policy.is_empty() {
-            cx.field("consistent_hashing_lb_config", |cx| {
-                cx.fault("hash_balance_factor and hash_policy are not implemented");
-            });
-        }
+        cx.field("consistent_hashing_lb_config", |cx| {
+            common.hash_balance = balance_factor(cx, message.hash_balance_factor.as_ref());
+            if !message.hash_policy.is_empty() {
+                cx.field("hash_policy", |cx| cx.fault("is not implemented"));
+            }
+        });
     }
+}
+
+/// Per cent of the average load.
+fn balance_factor(cx: &mut Context<'_>, factor: Option<&UInt32Value>) -> Option<u32> {
+    let factor = factor?.value;
+    if factor < 100 { cx.field("hash_balance_factor", |cx| cx.refuse("must be at least 100")) } else { Some(factor) }
 }
 
 fn old_slow_start(cx: &mut Context<'_>, message: Option<&xds::cluster::SlowStartConfig>) -> Option<SlowStart> {
