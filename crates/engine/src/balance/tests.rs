@@ -141,7 +141,7 @@ fn least_request_may_look_at_every_endpoint() {
         format!("load_balancing_policy: {{policies: [{{typed_extension_config: {config}}}]}}")
     };
     let balancer = cluster(&typed("selection_method: FULL_SCAN"), &[&[(1, 1, UP), (2, 1, UP), (3, 1, UP), (4, 1, UP)]]);
-    let busy: Vec<_> = balancer.endpoints.iter().filter(|e| last_byte(e) > 2).map(|e| InFlight::begin(e)).collect();
+    let busy: Vec<_> = balancer.endpoints.iter().filter(|e| last_byte(e) > 2).map(InFlight::begin).collect();
     let idle = spread(&balancer, 9000);
     assert!(near(idle.get(&1), 0.5, 0.03) && near(idle.get(&2), 0.5, 0.03), "{idle:?}");
     drop(busy);
