@@ -186,6 +186,9 @@ pub struct LbCommon {
     pub zone_aware: Option<ZoneAware>,
     /// Hash the endpoint's host name rather than its address (ring hash, Maglev).
     pub hash_hostname: bool,
+    /// Most requests under way at one endpoint, per cent of the average, before others take them (ring hash, Maglev;
+    /// `hash_balance_factor`). `None`: no bound.
+    pub hash_balance: Option<u32>,
 }
 
 impl Default for LbCommon {
@@ -197,6 +200,7 @@ impl Default for LbCommon {
             locality_weighted: false,
             zone_aware: Some(ZoneAware::default()),
             hash_hostname: false,
+            hash_balance: None,
         }
     }
 }

@@ -3,6 +3,7 @@
 //!
 //! A [`View`] is what follows from the endpoints and their health: rebuilt when either changes, read without a lock.
 
+mod bound;
 mod maglev;
 mod pool;
 mod ring;
@@ -32,8 +33,8 @@ pub enum LbPolicy {
     },
     /// The one of a few with the fewest requests under way.
     LeastRequest {
-        /// How many are compared. Default 2.
-        choices: u32,
+        /// How many are compared; `None`: all (`selection_method: FULL_SCAN`). Default 2.
+        choices: Option<u32>,
         /// How strongly requests under way count against weights. Default 1.
         bias: f64,
         /// New endpoints take load slowly.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::LbPolicy;
+use super::bound::Bound;
 use super::maglev::Maglev;
 use super::ring::Ring;
 use crate::dice::Dice;
@@ -26,16 +27,20 @@ enum Choice {
     Stride(Vec<u16>),
     /// By chance, by running sums of the weights (empty: all alike).
     Chance(Vec<u64>),
+    /// The best of all.
+    LeastOfAll,
     /// The best of a few.
     LeastRequest {
         choices: u32,
         bias: f64,
         sums: Vec<u64>,
     },
-    Ring(Ring),
-    Maglev(Maglev),
+    Ring(Ring, Option<Bound>),
+    Maglev(Maglev, Option<Bound>),
 }
 
+/// How many are compared where all were asked for but weights differ: there Envoy goes by the weights alone.
+const SAMPLE: u32 = 2;
 /// The stride scheduler's full weight.
 const FULL: u64 = u16::MAX as u64;
 
@@ -50,8 +55,9 @@ impl Pool {
             LbPolicy::RoundRobin { .. } | LbPolicy::ClusterProvided if alike => Choice::Turn,
             LbPolicy::RoundRobin { .. } | LbPolicy::ClusterProvided => Choice::Stride(strides(weights)),
             LbPolicy::Random => Choice::Chance(if alike { Vec::new() } else { sums(weights) }),
+            LbPolicy::LeastRequest { choices: None, .. } if alike => Choice::LeastOfAll,
             LbPolicy::LeastRequest { choices, bias, .. } => Choice::LeastRequest {
-                choices: *choices,
+                choices: choices.unwrap_or(SAMPLE),
                 bias: *bias,
                 sums: if alike { Vec::new() } else { sums(weights) },
             },
@@ -62,13 +68,19 @@ impl Pool {
     }
 
     /// A pool for consistent hashing. `weights` are normalised: their sum is 1.
-    pub(super) fn hashed(policy: &LbPolicy, hosts: Vec<Arc<Endpoint>>, weights: &[f64], by_name: bool) -> Self {
+    pub(super) fn hashed(
+        policy: &LbPolicy,
+        hosts: Vec<Arc<Endpoint>>,
+        weights: &[f64],
+        by_name: bool,
+        bound: Option<Bound>,
+    ) -> Self {
         let keyed: Vec<(String, f64)> =
             hosts.iter().zip(weights).map(|(host, weight)| (hash_key(host, by_name), *weight)).collect();
         let choice = match policy {
             _ if hosts.is_empty() => Choice::None,
-            LbPolicy::Maglev { table_size } => Choice::Maglev(Maglev::new(&keyed, *table_size)),
-            LbPolicy::RingHash { min_size, max_size } => Choice::Ring(Ring::new(&keyed, *min_size, *max_size)),
+            LbPolicy::Maglev { table_size } => Choice::Maglev(Maglev::new(&keyed, *table_size), bound),
+            LbPolicy::RingHash { min_size, max_size } => Choice::Ring(Ring::new(&keyed, *min_size, *max_size), bound),
             _ => Choice::Turn,
         };
         Self { hosts, choice }
@@ -81,11 +93,20 @@ impl Pool {
             Choice::Turn => turn.fetch_add(1, Ordering::Relaxed).checked_rem(count)?,
             Choice::Stride(strides) => stride(strides, turn)?,
             Choice::Chance(sums) => by_chance(sums, count, dice),
+            Choice::LeastOfAll => return self.least_of_all(dice),
             Choice::LeastRequest { choices, bias, sums } => return self.least(*choices, *bias, sums, dice),
-            Choice::Ring(ring) => ring.find(hash, attempt)? as u64,
-            Choice::Maglev(maglev) => maglev.find(hash, attempt)? as u64,
+            Choice::Ring(ring, bound) => self.bounded(bound.as_ref(), ring.find(hash, attempt)?, hash)?,
+            Choice::Maglev(maglev, bound) => self.bounded(bound.as_ref(), maglev.find(hash, attempt)?, hash)?,
         };
         self.hosts.get(usize::try_from(at).ok()?)
+    }
+
+    fn bounded(&self, bound: Option<&Bound>, at: usize, hash: u64) -> Option<u64> {
+        let at = match bound {
+            None => at,
+            Some(bound) => bound.find(&self.hosts, at, hash)?,
+        };
+        Some(at as u64)
     }
 
     /// Of a few endpoints taken by weight the one with the fewest requests under way; of equals the first.
@@ -98,6 +119,29 @@ impl Pool {
             let cost = if sums.is_empty() { active } else { active.powf(bias) / f64::from(host.weight) };
             if best.is_none_or(|(_, lowest)| cost < lowest) {
                 best = Some((host, cost));
+            }
+        }
+        best.map(|(host, _)| host)
+    }
+
+    /// Of all endpoints the one with the fewest requests under way; of equals each has the same chance.
+    fn least_of_all(&self, dice: &mut Dice) -> Option<&Arc<Endpoint>> {
+        let mut best: Option<(&Arc<Endpoint>, u32)> = None;
+        let mut equals = 1;
+        for host in &self.hosts {
+            let active = host.state.active.load(Ordering::Relaxed);
+            match best {
+                Some((_, lowest)) if active > lowest => {}
+                Some((_, lowest)) if active == lowest => {
+                    equals += 1;
+                    if dice.below(equals) == 0 {
+                        best = Some((host, active));
+                    }
+                }
+                _ => {
+                    equals = 1;
+                    best = Some((host, active));
+                }
             }
         }
         best.map(|(host, _)| host)

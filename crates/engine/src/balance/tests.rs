@@ -134,6 +134,25 @@ fn least_request_avoids_the_busy() {
 }
 
 #[test]
+fn least_request_may_look_at_every_endpoint() {
+    let typed = |more: &str| {
+        let policy = "type.googleapis.com/envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest";
+        let config = format!("{{name: l, typed_config: {{'@type': {policy}, {more}}}}}");
+        format!("load_balancing_policy: {{policies: [{{typed_extension_config: {config}}}]}}")
+    };
+    let balancer = cluster(&typed("selection_method: FULL_SCAN"), &[&[(1, 1, UP), (2, 1, UP), (3, 1, UP), (4, 1, UP)]]);
+    let busy: Vec<_> = balancer.endpoints.iter().filter(|e| last_byte(e) > 2).map(InFlight::begin).collect();
+    let idle = spread(&balancer, 9000);
+    assert!(near(idle.get(&1), 0.5, 0.03) && near(idle.get(&2), 0.5, 0.03), "{idle:?}");
+    drop(busy);
+    let all = spread(&balancer, 9000);
+    assert!((1..=4).all(|n| near(all.get(&n), 0.25, 0.03)), "{all:?}");
+    // Where weights differ they count, whatever the method.
+    let weighted = spread(&cluster(&typed("selection_method: FULL_SCAN"), &[&[(1, 3, UP), (2, 1, UP)]]), 20_000);
+    assert!(near(weighted.get(&1), 0.75, 0.03), "{weighted:?}");
+}
+
+#[test]
 fn tried_endpoints_are_avoided() {
     let balancer = cluster("lb_policy: RANDOM", &[&[(1, 1, UP), (2, 1, UP)]]);
     let tried: Vec<_> = balancer.endpoints.iter().filter(|e| last_byte(e) == 1).cloned().collect();

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::bound::{self, Bound};
 use super::pool::Pool;
 use super::zone::{Home, Zones};
 use super::{LbPolicy, SlowStart};
@@ -83,7 +84,8 @@ impl View {
             distribute(&availability, total)
         };
         let home_changes = home.map_or(0, Home::changes);
-        let builder = Builder { config, overprovisioning: set.overprovisioning, home, now };
+        let everyone = config.lb_common.hash_balance.map(|percent| (percent, bound::everyone(set)));
+        let builder = Builder { config, overprovisioning: set.overprovisioning, home, now, everyone };
         let mut slow = false;
         let priorities = panics.iter().enumerate().map(|(priority, panic)| {
             let groups = groups_of(priority);
@@ -165,6 +167,8 @@ struct Builder<'a> {
     overprovisioning: u32,
     home: Option<&'a Home>,
     now: Moment,
+    /// Where loads of a hashing balancer are bounded: by how much, and all endpoints.
+    everyone: Option<(u32, Arc<[Arc<Endpoint>]>)>,
 }
 
 impl Builder<'_> {
@@ -246,7 +250,8 @@ impl Builder<'_> {
         let total: f64 = weights.iter().sum();
         let (hosts, weights): (Vec<_>, Vec<_>) =
             hosts.into_iter().zip(weights).filter(|(_, weight)| *weight > 0.0).map(|(h, w)| (h, w / total)).unzip();
-        Pool::hashed(&self.config.lb, hosts, &weights, common.hash_hostname)
+        let bound = self.everyone.as_ref().map(|(percent, everyone)| Bound::new(*percent, &weights, everyone));
+        Pool::hashed(&self.config.lb, hosts, &weights, common.hash_hostname, bound)
     }
 
     fn weight(&self, host: &Endpoint) -> u64 {

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use arc_swap::ArcSwap;
 
 use crate::dice::Dice;
-use crate::endpoint::{EndpointSet, Locality};
+use crate::endpoint::{Endpoint, EndpointSet, Locality};
 
 /// When zone-aware routing is used (`ZoneAwareLbConfig`).
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -18,11 +18,23 @@ pub struct ZoneAware {
     pub enabled: f64,
     /// Healthy endpoints that are needed. Default 6.
     pub min_size: u64,
+    /// With so many healthy endpoints at the own place every request stays there, whatever the share of the proxies
+    /// (`force_local_zone.min_size`; `force_locality_direct_routing` says 1). `None`: by share.
+    pub force_from: Option<u64>,
+    /// Shares go by the weight of healthy endpoints, not by their number (`locality_basis`). Default false.
+    pub by_weight: bool,
 }
 
 impl Default for ZoneAware {
     fn default() -> Self {
-        Self { enabled: 100.0, min_size: 6 }
+        Self { enabled: 100.0, min_size: 6, force_from: None, by_weight: false }
+    }
+}
+
+impl ZoneAware {
+    /// How much an endpoint adds to its place.
+    fn size(self, host: &Endpoint) -> u64 {
+        if self.by_weight { u64::from(host.weight) } else { 1 }
     }
 }
 
@@ -77,40 +89,55 @@ pub(super) struct Zones {
 impl Zones {
     /// `healthy`: healthy endpoints by place, each place once. The order of places is changed so that the own one is
     /// first. `None`: requests go anywhere.
-    pub(super) fn new<T>(
+    pub(super) fn new(
         zone: ZoneAware,
         home: &Home,
         panic_threshold: f64,
-        healthy: &mut [(Arc<Locality>, Vec<T>)],
+        healthy: &mut [(Arc<Locality>, Vec<Arc<Endpoint>>)],
     ) -> Option<Self> {
         let own = healthy.iter().position(|(place, _)| **place == home.place)?;
         healthy.get_mut(..=own)?.rotate_right(1);
-        let total: u64 = healthy.iter().map(|(_, hosts)| hosts.len() as u64).sum();
-        if healthy.len() < 2 || healthy.first()?.1.is_empty() || total < zone.min_size {
+        let number: u64 = healthy.iter().map(|(_, hosts)| hosts.len() as u64).sum();
+        let here = healthy.first()?.1.len() as u64;
+        if healthy.len() < 2 || here == 0 || number < zone.min_size {
             return None;
         }
         let proxies = home.proxies.load();
         let (all, working) = (proxies.len() as u64, proxies.iter().filter(|proxy| proxy.is_healthy()).count() as u64);
-        let at = |place: &Locality| {
-            proxies.iter().filter(|proxy| *proxy.locality == *place && proxy.is_healthy()).count() as u64
+        let of_place = |place: &Locality| {
+            let there = proxies.iter().filter(|proxy| *proxy.locality == *place && proxy.is_healthy());
+            there.map(|proxy| zone.size(proxy)).sum::<u64>()
         };
-        if at(&home.place) == 0 || (working as f64 * 100.0) < all as f64 * panic_threshold {
+        if of_place(&home.place) == 0 || (working as f64 * 100.0) < all as f64 * panic_threshold {
             return None;
         }
+        if zone.force_from.is_some_and(|least| here >= least) {
+            return Some(Self { enabled: zone.enabled, stay: ALL, spare: Vec::new() });
+        }
+        let upstream_sizes: Vec<u64> =
+            healthy.iter().map(|(_, hosts)| hosts.iter().map(|host| zone.size(host)).sum()).collect();
+        let upstream_all: u64 = upstream_sizes.iter().sum();
+        let local_all: u64 = proxies.iter().filter(|proxy| proxy.is_healthy()).map(|proxy| zone.size(proxy)).sum();
         let share = |part: u64, whole: u64| (ALL * part).checked_div(whole).unwrap_or(0);
         let shares: Vec<(u64, u64)> = healthy
             .iter()
-            .map(|(place, hosts)| (share(hosts.len() as u64, total), share(at(place), working)))
+            .zip(upstream_sizes)
+            .map(|((place, _), size)| (share(size, upstream_all), share(of_place(place), local_all)))
             .collect();
+        Self::by_share(zone.enabled, &shares)
+    }
+
+    /// `shares`: of the endpoints and of the proxies at each place, of [`ALL`].
+    fn by_share(enabled: f64, shares: &[(u64, u64)]) -> Option<Self> {
         let (upstream, local) = *shares.first()?;
         if upstream >= local {
-            return Some(Self { enabled: zone.enabled, stay: ALL, spare: Vec::new() });
+            return Some(Self { enabled, stay: ALL, spare: Vec::new() });
         }
         let spare = shares.iter().enumerate().scan(0, |sum, (at, (upstream, local))| {
             *sum += if at == 0 { 0 } else { upstream.saturating_sub(*local) };
             Some(*sum)
         });
-        Some(Self { enabled: zone.enabled, stay: ALL * upstream / local, spare: spare.collect() })
+        Some(Self { enabled, stay: ALL * upstream / local, spare: spare.collect() })
     }
 
     /// The number of a place; `None`: any endpoint will do.

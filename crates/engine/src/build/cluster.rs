@@ -285,9 +285,9 @@ fn lb_common_of(cx: &mut Context<'_>, message: &xds::Cluster) -> LbCommon {
     }
     if let Some(hashing) = &config.consistent_hashing_lb_config {
         common.hash_hostname = hashing.use_hostname_for_hashing;
-        if hashing.hash_balance_factor.is_some() {
-            cx.field("common_lb_config", |cx| cx.fault("hash_balance_factor is not implemented"));
-        }
+        common.hash_balance = cx.field("common_lb_config.consistent_hashing_lb_config", |cx| {
+            balance_factor(cx, hashing.hash_balance_factor.as_ref())
+        });
     }
     common
 }
@@ -303,6 +303,7 @@ fn zone_aware(enabled: Option<&Percent>, min_size: Option<&UInt64Value>) -> Zone
     ZoneAware {
         enabled: enabled.map_or(default.enabled, |percent| percent.value),
         min_size: min_size.map_or(default.min_size, |size| size.value),
+        ..default
     }
 }
 
@@ -327,7 +328,7 @@ fn lb_policy(cx: &mut Context<'_>, message: &xds::Cluster, common: &mut LbCommon
                 _ => xds::cluster::LeastRequestLbConfig::default(),
             };
             Some(LbPolicy::LeastRequest {
-                choices: number(config.choice_count.as_ref(), 2).max(1),
+                choices: Some(number(config.choice_count.as_ref(), 2).max(1)),
                 bias: runtime_double(cx, config.active_request_bias.as_ref(), 1.0),
                 slow_start: old_slow_start(cx, config.slow_start_config.as_ref()),
             })
@@ -381,21 +382,26 @@ fn typed_lb(cx: &mut Context<'_>, message: &xds::LoadBalancingPolicy, common: &m
     match type_name(any).strip_prefix("envoy.extensions.load_balancing_policies.").unwrap_or_default() {
         "round_robin.v3.RoundRobin" => {
             let message: lb::round_robin::v3::RoundRobin = cx.unpack(any)?;
-            locality(message.locality_lb_config.as_ref(), common);
+            locality(cx, message.locality_lb_config.as_ref(), common);
             Some(LbPolicy::RoundRobin { slow_start: slow_start(cx, message.slow_start_config.as_ref()) })
         }
         "least_request.v3.LeastRequest" => {
             let message: lb::least_request::v3::LeastRequest = cx.unpack(any)?;
-            locality(message.locality_lb_config.as_ref(), common);
+            locality(cx, message.locality_lb_config.as_ref(), common);
+            let choices = match message.selection_method {
+                0 => Some(number(message.choice_count.as_ref(), 2).max(1)),
+                1 => None,
+                _ => return cx.field("selection_method", |cx| cx.refuse("is no known method")),
+            };
             Some(LbPolicy::LeastRequest {
-                choices: number(message.choice_count.as_ref(), 2).max(1),
+                choices,
                 bias: runtime_double(cx, message.active_request_bias.as_ref(), 1.0),
                 slow_start: slow_start(cx, message.slow_start_config.as_ref()),
             })
         }
         "random.v3.Random" => {
             let message: lb::random::v3::Random = cx.unpack(any)?;
-            locality(message.locality_lb_config.as_ref(), common);
+            locality(cx, message.locality_lb_config.as_ref(), common);
             Some(LbPolicy::Random)
         }
         "ring_hash.v3.RingHash" => {
@@ -422,28 +428,53 @@ fn typed_lb(cx: &mut Context<'_>, message: &xds::LoadBalancingPolicy, common: &m
     }
 }
 
-fn locality(message: Option<&lb::common::v3::LocalityLbConfig>, common: &mut LbCommon) {
+fn locality(cx: &mut Context<'_>, message: Option<&lb::common::v3::LocalityLbConfig>, common: &mut LbCommon) {
     use lb::common::v3::locality_lb_config::LocalityConfigSpecifier as Kind;
     let specifier = message.and_then(|message| message.locality_config_specifier.as_ref());
     match specifier {
         Some(Kind::LocalityWeightedLbConfig(_)) => by_weight(common),
         Some(Kind::ZoneAwareLbConfig(zone)) => {
             common.fail_on_panic = zone.fail_traffic_on_panic;
-            common.zone_aware = Some(zone_aware(zone.routing_enabled.as_ref(), zone.min_cluster_size.as_ref()));
+            common.zone_aware = cx.field("locality_lb_config.zone_aware_lb_config", |cx| typed_zone_aware(cx, zone));
         }
         None => {}
     }
 }
 
+#[allow(deprecated, reason = "the old field is still sent")]
+fn typed_zone_aware(
+    cx: &mut Context<'_>,
+    message: &lb::common::v3::locality_lb_config::ZoneAwareLbConfig,
+) -> Option<ZoneAware> {
+    let by_weight = match message.locality_basis {
+        0 => false,
+        1 => true,
+        _ => return cx.field("locality_basis", |cx| cx.refuse("is no known basis")),
+    };
+    let forced = message.force_local_zone.as_ref().map(|forced| u64::from(number(forced.min_size.as_ref(), 1)));
+    Some(ZoneAware {
+        force_from: forced.or_else(|| message.force_locality_direct_routing.then_some(1)),
+        by_weight,
+        ..zone_aware(message.routing_enabled.as_ref(), message.min_cluster_size.as_ref())
+    })
+}
+
 fn hashing(cx: &mut Context<'_>, message: Option<&lb::common::v3::ConsistentHashingLbConfig>, common: &mut LbCommon) {
     if let Some(message) = message {
         common.hash_hostname = message.use_hostname_for_hashing;
-        if message.hash_balance_factor.is_some() || !message.hash_policy.is_empty() {
-            cx.field("consistent_hashing_lb_config", |cx| {
-                cx.fault("hash_balance_factor and hash_policy are not implemented");
-            });
-        }
+        cx.field("consistent_hashing_lb_config", |cx| {
+            common.hash_balance = balance_factor(cx, message.hash_balance_factor.as_ref());
+            if !message.hash_policy.is_empty() {
+                cx.field("hash_policy", |cx| cx.fault("is not implemented"));
+            }
+        });
     }
+}
+
+/// Per cent of the average load.
+fn balance_factor(cx: &mut Context<'_>, factor: Option<&UInt32Value>) -> Option<u32> {
+    let factor = factor?.value;
+    if factor < 100 { cx.field("hash_balance_factor", |cx| cx.refuse("must be at least 100")) } else { Some(factor) }
 }
 
 fn old_slow_start(cx: &mut Context<'_>, message: Option<&xds::cluster::SlowStartConfig>) -> Option<SlowStart> {
