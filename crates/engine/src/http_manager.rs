@@ -314,6 +314,10 @@ pub struct Http1Options {
     pub proper_case: bool,
     /// Take requests with any method, not only those of [`crate::framing::is_known_method`]. Default false.
     pub any_method: bool,
+    /// Trailers pass, in both directions; else they are read and forgotten (`enable_trailers`). Default false.
+    pub trailers: bool,
+    /// Requests whose target is in absolute form are answered 404 (`allow_absolute_url: false`). Default false.
+    pub origin_form_only: bool,
 }
 
 /// HTTP/2 on either side.

@@ -244,6 +244,8 @@ pub(super) fn http1(cx: &mut Context<'_>, message: Option<&core::Http1ProtocolOp
         default_host_for_http_10: cx.text(&message.default_host_for_http_10),
         proper_case: matches!(format, Some(HeaderFormat::ProperCaseWords(_))),
         any_method: message.allow_custom_methods,
+        trailers: message.enable_trailers,
+        origin_form_only: !flag(message.allow_absolute_url.as_ref(), true),
     }
 }
 

@@ -8,6 +8,7 @@ use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Bytes, BytesMut};
 use engine::framing;
+use engine::http_manager::Http1Options;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Response, Version};
 use http_body::{Body as _, Frame, SizeHint};
@@ -23,7 +24,7 @@ use crate::net::stream::Stream;
 use crate::upstream::reach::{MAX_RESPONSE_HEAD, Open};
 
 /// What an upstream's head may have; beyond it the answer is a protocol error (Envoy's default of 100 header lines).
-const LIMITS: Limits = Limits { bytes: MAX_RESPONSE_HEAD, lines: 100, any_method: true };
+const LIMITS: Limits = Limits { bytes: MAX_RESPONSE_HEAD, lines: 100, any_method: true, trailers: false };
 
 /// A connection to an endpoint.
 #[derive(Debug)]
@@ -37,6 +38,8 @@ pub struct Client {
     /// The server would take another request.
     keep: Cell<bool>,
     proper_case: bool,
+    /// Trailers pass, in both directions.
+    trailers: bool,
     /// Counts the connection as open.
     _open: Open,
 }
@@ -93,14 +96,15 @@ pub struct Unanswered {
 
 impl Client {
     /// A fresh connection.
-    pub fn new(stream: Stream, proper_case: bool, open: Open) -> Rc<Self> {
+    pub fn new(stream: Stream, options: &Http1Options, open: Open) -> Rc<Self> {
         Rc::new(Self {
             wire: RefCell::new(Wire::new(stream, BytesMut::new())),
             decoder: RefCell::new(Decoder::Done),
             upload: RefCell::default(),
             state: Cell::new(State::Idle),
             keep: Cell::new(true),
-            proper_case,
+            proper_case: options.proper_case,
+            trailers: options.trailers,
             _open: open,
         })
     }
@@ -168,7 +172,7 @@ impl Client {
             encode::line(output, &header::CONNECTION, b"upgrade", case);
             encode::line(output, &header::UPGRADE, upgrade.as_bytes(), case);
         }
-        let encoder = frame(output, head, &body, case);
+        let encoder = frame(output, head, &body, case, self.trailers);
         output.extend_from_slice(b"\r\n");
         drop(wire);
         *self.upload.borrow_mut() = Some(Upload { body, encoder });
@@ -183,12 +187,13 @@ impl Client {
         if let Poll::Ready(Err(Stopped::Source)) = self.poll_upload(cx) {
             return Poll::Ready(Err(Fault::Over));
         }
+        let limits = Limits { trailers: self.trailers, ..LIMITS };
         let mut wire = self.wire.borrow_mut();
         loop {
-            if let Some(end) = look.scan.find(&wire.input, LIMITS)? {
+            if let Some(end) = look.scan.find(&wire.input, limits)? {
                 let bytes = wire.input.split_to(end).freeze();
                 look.scan = Scan::default();
-                let read = head::response(&bytes, LIMITS, wire::map(), asked.method)?;
+                let read = head::response(&bytes, limits, wire::map(), asked.method)?;
                 if !read.status.is_informational() || read.tunnels {
                     return Poll::Ready(Ok(read));
                 }
@@ -265,7 +270,7 @@ impl Client {
 }
 
 /// How the body is framed; writes the header that says so.
-fn frame(output: &mut Vec<u8>, head: &Outgoing<'_>, body: &UpBody, case: bool) -> Encoder {
+fn frame(output: &mut Vec<u8>, head: &Outgoing<'_>, body: &UpBody, case: bool, trailers: bool) -> Encoder {
     if head.upgrade.is_some() {
         return Encoder::Ended;
     }
@@ -283,7 +288,7 @@ fn frame(output: &mut Vec<u8>, head: &Outgoing<'_>, body: &UpBody, case: bool) -
         }
         None => {
             encode::line(output, &header::TRANSFER_ENCODING, b"chunked", case);
-            Encoder::Chunked(encode::announced(head.headers))
+            Encoder::Chunked { trailers }
         }
     }
 }

@@ -154,7 +154,10 @@ fn chunked(place: &mut Place, limits: Limits, input: &mut BytesMut) -> Result<Op
                 input.advance(2);
                 Ok(Some(Part::End))
             }
-            Some(end) => head::trailers(&input.split_to(end).freeze(), limits).map(|map| Some(Part::Trailers(map))),
+            Some(end) => {
+                let trailers = head::trailers(&input.split_to(end).freeze(), limits)?;
+                Ok(Some(if limits.trailers { Part::Trailers(trailers) } else { Part::End }))
+            }
         },
     }
 }

@@ -20,8 +20,11 @@ pub(super) enum Encoder {
     Ended,
     /// So many bytes are still to come.
     Length(u64),
-    /// In chunks; these trailers were announced and may follow.
-    Chunked(Option<Box<[HeaderName]>>),
+    /// In chunks.
+    Chunked {
+        /// Whether trailers may follow.
+        trailers: bool,
+    },
     /// As it comes, until the connection ends.
     UntilClose,
     /// There is none on the wire, whatever the body says (HEAD).
@@ -55,7 +58,7 @@ impl Encoder {
                     *self = Self::Ended;
                 }
             }
-            Self::Chunked(_) => {
+            Self::Chunked { .. } => {
                 // Writing to a Vec cannot fail.
                 let _ = write!(wire.output(), "{:x}\r\n", data.len());
                 wire.push(data, b"\r\n");
@@ -67,11 +70,11 @@ impl Encoder {
     fn end(&mut self, trailers: Option<&HeaderMap>, wire: &mut Wire) -> Result<(), Fault> {
         match std::mem::replace(self, Self::Ended) {
             Self::Length(left) if left > 0 => return Err(Fault::Length),
-            Self::Chunked(announced) => {
+            Self::Chunked { trailers: may } => {
                 let output = wire.output();
                 output.extend_from_slice(b"0\r\n");
-                for (name, value) in trailers.into_iter().flatten() {
-                    if announced.as_ref().is_some_and(|names| names.contains(name)) && may_trail(name) {
+                for (name, value) in trailers.filter(|_| may).into_iter().flatten() {
+                    if may_trail(name) {
                         line(output, name, value.as_bytes(), false);
                     }
                 }
@@ -123,16 +126,6 @@ where
             return Poll::Pending;
         }
     }
-}
-
-/// Trailers that a chunked body of these headers may have.
-pub(super) fn announced(headers: &HeaderMap) -> Option<Box<[HeaderName]>> {
-    if !headers.contains_key(header::TRAILER) {
-        return None;
-    }
-    let values = headers.get_all(header::TRAILER).into_iter();
-    let names = values.flat_map(|value| value.as_bytes().split(|b| *b == b','));
-    Some(names.filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok()).collect())
 }
 
 /// Fields that a recipient needs before the body, or that frame it, never trail (RFC 9110 section 6.5.1).

@@ -22,6 +22,8 @@ pub(super) struct Limits {
     pub(super) lines: usize,
     /// Whether a request may have a method that is not widely known.
     pub(super) any_method: bool,
+    /// Whether trailers are handed on; else they are read and forgotten.
+    pub(super) trailers: bool,
 }
 
 /// Looks for the end of a head as its bytes come, each byte once.

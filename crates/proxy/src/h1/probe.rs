@@ -8,7 +8,7 @@ use super::decode::{Decoder, Part};
 use super::head::{self, Limits, Scan};
 
 /// As the defaults of a connection manager.
-const LIMITS: Limits = Limits { bytes: 60 * 1024, lines: 100, any_method: false };
+const LIMITS: Limits = Limits { bytes: 60 * 1024, lines: 100, any_method: false, trailers: false };
 
 /// A whole body.
 #[derive(Debug, Default, PartialEq, Eq)]

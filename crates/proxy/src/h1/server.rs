@@ -70,6 +70,7 @@ pub fn serve(shared: Rc<HttpConnection>, stream: Stream, ahead: BytesMut) -> imp
         bytes: (manager.max_request_headers_bytes as usize).max(1024),
         lines: manager.max_headers_count as usize,
         any_method: manager.http1.any_method,
+        trailers: manager.http1.trailers,
     };
     let conn = Rc::new(Conn {
         wire: RefCell::new(Wire::new(stream, ahead)),
@@ -394,7 +395,7 @@ impl Conn {
             Encoder::UntilClose
         } else {
             encode::line(output, &header::TRANSFER_ENCODING, b"chunked", case);
-            Encoder::Chunked(encode::announced(&parts.headers))
+            Encoder::Chunked { trailers: self.limits.trailers }
         };
         if !keep && !tunnel {
             encode::line(output, &header::CONNECTION, b"close", case);

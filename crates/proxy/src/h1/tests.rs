@@ -8,7 +8,7 @@ use super::decode::{Decoder, Part};
 use super::encode;
 use super::head::{self, Limits, Scan};
 
-const LIMITS: Limits = Limits { bytes: 1024, lines: 10, any_method: false };
+const LIMITS: Limits = Limits { bytes: 1024, lines: 10, any_method: false, trailers: true };
 
 fn request(text: &str) -> Result<head::RequestHead, Fault> {
     let end = Scan::default().find(text.as_bytes(), LIMITS)?.ok_or(Fault::Grammar)?;
@@ -111,6 +111,8 @@ fn bodies_come_whole_however_they_are_cut() {
     for size in 1..chunked.len() + 1 {
         let (body, trailers) = read(Decoder::chunked(LIMITS), chunked, size).unwrap();
         assert_eq!((body.as_str(), &trailers.unwrap()["x-t"]), ("abcde", &"1".parse::<http::HeaderValue>().unwrap()));
+        let without = Decoder::chunked(Limits { trailers: false, ..LIMITS });
+        assert_eq!(read(without, chunked, size).unwrap(), ("abcde".to_owned(), None));
         assert_eq!(read(Decoder::Length(4), "abcdef", size).unwrap().0, "abcd");
         assert_eq!(read(Decoder::chunked(LIMITS), "0\r\n\r\n", size).unwrap(), (String::new(), None));
     }

@@ -128,6 +128,9 @@ pub fn canonical(client: Client<'_>, parts: request::Parts, dice: &mut Dice) -> 
             method = Method::GET;
         }
     }
+    if is_unread_target(manager, version, &uri) {
+        return Err(refuse(StatusCode::NOT_FOUND, "absolute_path_rejected"));
+    }
     let path = path(manager, &uri, &method)?;
     if version == Version::HTTP_2 && seen.any(Seen::COOKIE) {
         join_cookies(&mut headers);
@@ -205,6 +208,11 @@ fn check_length(version: Version, headers: &mut HeaderMap) -> Result<(), LocalRe
     Ok(())
 }
 
+/// Whether a target is in absolute form where that form is not understood: it says nothing then, not even a host.
+fn is_unread_target(manager: &HttpManager, version: Version, uri: &Uri) -> bool {
+    manager.http1.origin_form_only && version <= Version::HTTP_11 && uri.scheme().is_some()
+}
+
 fn authority(
     client: Client<'_>,
     uri: &Uri,
@@ -220,7 +228,7 @@ fn authority(
     if hosts.next().is_some() {
         return Err(bad());
     }
-    let named = match (uri.authority(), host) {
+    let named = match (uri.authority().filter(|_| !is_unread_target(manager, version, uri)), host) {
         // A target in absolute form wins over the Host header (RFC 9112 section 3.2.2).
         (Some(authority), _) => Text::Authority(authority.clone()),
         (None, Some(host)) => client.named(host.to_str().map_err(|_| bad())?),

@@ -241,7 +241,7 @@ impl Reaching<'_> {
 
     fn h1_of(&self, opened: Opened) -> H1 {
         let Opened { stream, link, open } = opened;
-        let client = Client::new(stream, self.want.cluster.config.http1.proper_case, open);
+        let client = Client::new(stream, &self.want.cluster.config.http1, open);
         H1 { client, link, served: 0 }
     }
 

@@ -105,6 +105,28 @@ fn bodies_get_new_frames() {
 }
 
 #[test]
+fn trailers_pass_where_both_sides_say_so() {
+    const ANSWER: &[u8] =
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nx-down: 2\r\nhost: no\r\n\r\n";
+    let request =
+        "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nx-up: 1\r\nhost: no\r\n\r\n";
+    for (down, up) in [(false, false), (false, true), (true, false), (true, true)] {
+        let backend = Raw::start(ANSWER);
+        let option = |on: bool| format!("http_protocol_options: {{enable_trailers: {on}}},");
+        let cluster = cluster("c", &[backend.address], &option(up));
+        let routes = "{match: {prefix: /}, route: {cluster: c}}";
+        let world = World::start(&http_with("", &option(down), routes, &cluster));
+        let answer = all(world.address("in"), request.as_bytes());
+        std::thread::sleep(Duration::from_millis(50));
+        let sent = backend.all();
+        let both = down && up;
+        let end = |line: &str| if both { format!("\r\n0\r\n{line}\r\n\r\n") } else { "\r\n0\r\n\r\n".to_owned() };
+        assert!(answer.ends_with(&end("x-down: 2")), "{down} {up}: {answer}");
+        assert!(sent.ends_with(&end("x-up: 1")), "{down} {up}: {sent}");
+    }
+}
+
+#[test]
 fn what_has_two_lengths_has_none() {
     let backend = Raw::start(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
     let world = plain(backend.address, "http_protocol_options: {accept_http_10: true},");
