@@ -12,6 +12,7 @@ use engine::path::Canonical;
 use engine::reply::{Flags, LocalReply};
 use engine::{ConnectionFacts, Dice};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::uri::Authority;
 use http::{Method, StatusCode, Uri, Version, request};
 
 use super::interim::keeps_expect;
@@ -118,7 +119,9 @@ pub fn canonical(client: Client<'_>, parts: request::Parts, dice: &mut Dice) -> 
     let seen = Seen::of(&headers);
     check_version(manager, version)?;
     check_headers(manager, version, seen, &mut headers)?;
-    let authority = authority(client, &uri, version, &method, &mut headers)?;
+    let unread = is_unread_target(manager, version, &uri);
+    let target = uri.authority().filter(|_| !unread);
+    let authority = authority(client, target, version, &method, &mut headers)?;
     let mut upgrade = hop_by_hop(manager, version, seen, &mut headers);
     if method == Method::CONNECT {
         upgrade = Some(CONNECT.to_owned());
@@ -128,7 +131,7 @@ pub fn canonical(client: Client<'_>, parts: request::Parts, dice: &mut Dice) -> 
             method = Method::GET;
         }
     }
-    if is_unread_target(manager, version, &uri) {
+    if unread {
         return Err(refuse(StatusCode::NOT_FOUND, "absolute_path_rejected"));
     }
     let path = path(manager, &uri, &method)?;
@@ -215,7 +218,7 @@ fn is_unread_target(manager: &HttpManager, version: Version, uri: &Uri) -> bool 
 
 fn authority(
     client: Client<'_>,
-    uri: &Uri,
+    target: Option<&Authority>,
     version: Version,
     method: &Method,
     headers: &mut HeaderMap,
@@ -228,7 +231,7 @@ fn authority(
     if hosts.next().is_some() {
         return Err(bad());
     }
-    let named = match (uri.authority().filter(|_| !is_unread_target(manager, version, uri)), host) {
+    let named = match (target, host) {
         // A target in absolute form wins over the Host header (RFC 9112 section 3.2.2).
         (Some(authority), _) => Text::Authority(authority.clone()),
         (None, Some(host)) => client.named(host.to_str().map_err(|_| bad())?),

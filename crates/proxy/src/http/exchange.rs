@@ -131,9 +131,9 @@ impl Exchange {
         let mut record = Record::begin(Kind::Http, &shared.downstream, SystemTime::now(), began.into_std());
         record.protocol = Some(protocol);
         record.method = Some(request.method().clone());
-        let room = Box::new_uninit();
+        // Made where it stands, as the exchange's future is: the record is large.
         Box::write(
-            room,
+            Box::new_uninit(),
             Self {
                 shared: Rc::clone(shared),
                 record,
