@@ -22,6 +22,7 @@ use crate::mutation::HeaderMutationFilter;
 use crate::path::PathOptions;
 use crate::rbac::HttpRbac;
 use crate::routes::{FilterOverride, RouteTable};
+use crate::tracing::Tracing;
 
 /// Everything about HTTP on one filter chain. Routes come from `routes`.
 #[derive(Debug)]
@@ -58,8 +59,12 @@ pub struct HttpManager {
     pub generate_request_id: bool,
     /// Keep a request id from outside. Default false.
     pub preserve_external_request_id: bool,
-    /// Send the request id back. Default false.
+    /// Send the request id back. Default false: only where `x-envoy-force-trace` is believed.
     pub request_id_in_response: bool,
+    /// Which requests are traced; `None`: none.
+    pub tracing: Option<Tracing>,
+    /// Whether request ids tell it (`pack_trace_reason`). Default true.
+    pub marks_request_ids: bool,
     /// Idle limit of one exchange; `None`: none. Default 5 min.
     pub stream_idle_timeout: Option<Duration>,
     /// Limit for the whole request to arrive; `None`: none.
@@ -333,8 +338,21 @@ pub struct Http2Options {
     pub connection_window: u32,
     /// Take extended CONNECT. Default false.
     pub allow_connect: bool,
-    /// Pings: interval and how long to wait for the answer.
-    pub keepalive: Option<(Duration, Duration)>,
+    /// Whether the peer is asked if it is still there; `None`: it is not.
+    pub keepalive: Option<Keepalive>,
+}
+
+/// How an HTTP/2 peer is asked, by PING, whether it is still there (`envoy.config.core.v3.KeepaliveSettings`).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Keepalive {
+    /// From an answer to the next question; `None`: only where `idle` asks.
+    pub interval: Option<Duration>,
+    /// By how much intervals are longer by chance, per cent at most. Default 15.
+    pub jitter: f64,
+    /// How long to wait for an answer; then the connection is lost.
+    pub timeout: Duration,
+    /// A server that sent nothing for longer than this is asked before a further stream begins; `None`: it is not.
+    pub idle: Option<Duration>,
 }
 
 impl Default for Http2Options {

@@ -55,6 +55,7 @@ pub mod runtime;
 pub mod shape;
 pub mod store;
 pub mod tls;
+pub mod tracing;
 
 pub use cluster::{Cluster, ClusterConfig, Discovery};
 pub use decide::{Decision, Forward, Outcome, decide};

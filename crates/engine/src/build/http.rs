@@ -19,18 +19,21 @@ use super::{Context, filters, flag, mutation, number, opened, request_filters, t
 use crate::cors::CorsFilter;
 use crate::http_manager::{
     Codec, ForwardClientCert, ForwardClientCertMode, Http1Options, Http2Options, HttpFilter, HttpFilterKind,
-    HttpManager, RouteSource, RouterOptions, ServerHeader, Underscores,
+    HttpManager, Keepalive, RouteSource, RouterOptions, ServerHeader, Underscores,
 };
 use crate::path::{EscapedSlashes, PathOptions};
 
 const STREAM_IDLE: Duration = Duration::from_secs(300);
 const CONNECTION_IDLE: Duration = Duration::from_secs(3600);
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(60);
+/// Shortest times of pings.
+const SHORTEST: Duration = Duration::from_millis(1);
 pub(super) const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
 
 pub(super) fn manager(cx: &mut Context<'_>, any: &Any) -> Option<HttpManager> {
     let message: hcm::HttpConnectionManager = cx.unpack(any)?;
     let routes = route_source(cx, &message);
+    let (tracing, marks_request_ids) = super::tracing::tracing(cx, &message);
     let (filters, router) = http_filters(cx, &message.http_filters);
     let common = message.common_http_protocol_options.unwrap_or_default();
     Some(HttpManager {
@@ -62,6 +65,8 @@ pub(super) fn manager(cx: &mut Context<'_>, any: &Any) -> Option<HttpManager> {
         generate_request_id: flag(message.generate_request_id.as_ref(), true),
         preserve_external_request_id: message.preserve_external_request_id,
         request_id_in_response: message.always_set_request_id_in_response,
+        tracing,
+        marks_request_ids,
         stream_idle_timeout: cx.limit("stream_idle_timeout", message.stream_idle_timeout.as_ref(), Some(STREAM_IDLE)),
         request_timeout: cx.limit("request_timeout", message.request_timeout.as_ref(), None),
         request_headers_timeout: cx.limit(
@@ -252,19 +257,31 @@ pub(super) fn http1(cx: &mut Context<'_>, message: Option<&core::Http1ProtocolOp
 pub(super) fn http2(cx: &mut Context<'_>, message: Option<&core::Http2ProtocolOptions>) -> Http2Options {
     let default = Http2Options::default();
     let Some(message) = message else { return default };
-    let keepalive = message.connection_keepalive.as_ref().and_then(|keepalive| {
-        cx.field("connection_keepalive", |cx| {
-            let interval = cx.duration("interval", keepalive.interval.as_ref())?;
-            let timeout = cx.duration("timeout", keepalive.timeout.as_ref()).unwrap_or(Duration::from_secs(10));
-            Some((interval, timeout))
-        })
-    });
     Http2Options {
         hpack_table_size: number(message.hpack_table_size.as_ref(), default.hpack_table_size),
         max_concurrent_streams: number(message.max_concurrent_streams.as_ref(), default.max_concurrent_streams),
         stream_window: number(message.initial_stream_window_size.as_ref(), default.stream_window),
         connection_window: number(message.initial_connection_window_size.as_ref(), default.connection_window),
         allow_connect: message.allow_connect,
-        keepalive,
+        keepalive: cx.optional("connection_keepalive", message.connection_keepalive.as_ref(), keepalive),
     }
+}
+
+fn keepalive(cx: &mut Context<'_>, message: &core::KeepaliveSettings) -> Option<Keepalive> {
+    let mut time = |field, value: Option<_>| match cx.duration(field, value) {
+        Some(time) if time < SHORTEST => cx.field(field, |cx| cx.refuse("must be at least 1ms")),
+        time => time,
+    };
+    let (interval, idle) = (
+        time("interval", message.interval.as_ref()),
+        time("connection_idle_interval", message.connection_idle_interval.as_ref()),
+    );
+    let Some(timeout) = time("timeout", message.timeout.as_ref()) else {
+        return cx.field("timeout", |cx| cx.refuse("is required"));
+    };
+    let jitter = message.interval_jitter.as_ref().map_or(15.0, |percent| percent.value);
+    if !(0.0..=100.0).contains(&jitter) {
+        return cx.field("interval_jitter", |cx| cx.refuse("must be from 0 to 100"));
+    }
+    Some(Keepalive { interval, jitter, timeout, idle })
 }

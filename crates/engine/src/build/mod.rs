@@ -20,6 +20,7 @@ mod route;
 mod route_action;
 mod runtime;
 mod tls;
+mod tracing;
 mod value;
 
 use std::borrow::Cow;

@@ -16,16 +16,13 @@ use crate::dice::{Dice, Fraction};
 use crate::facts::Facts;
 use crate::matcher::{MetadataMatcher, StringMatcher};
 use crate::metadata::{Datum, Metadata};
-use crate::rbac::RbacReport;
+use crate::rbac::{self, RbacReport};
 use crate::reply::{Flags, LocalReply};
 
 pub use self::http::HttpService;
 
 /// The namespace in which the authorizer's metadata stands.
 pub const SPACE: &str = "envoy.filters.http.ext_authz";
-/// The namespace in which the authorization filter leaves its verdicts.
-const RBAC_SPACE: &str = "envoy.filters.http.rbac";
-
 /// The filter (Envoy's `ExtAuthz`).
 #[derive(Debug)]
 pub struct ExtAuthz {
@@ -235,8 +232,10 @@ impl ExtAuthz {
             Some(ExtAuthzOverride::Settings(settings)) => Some(settings.clone()),
             None => None,
         };
-        let said = |matcher: &MetadataMatcher| match &*matcher.space {
-            RBAC_SPACE => matcher.matches(Some(&verdicts(reports))),
+        let said = |matcher: &MetadataMatcher| match matcher.path.as_slice() {
+            [key] if *matcher.space == *rbac::SPACE => {
+                matcher.value.matches(rbac::noted(reports, rbac::SPACE, key).as_ref()) != matcher.invert
+            }
             _ => matcher.matches(facts.metadata),
         };
         let enabled = dice.hits(self.enabled) && self.enabled_metadata.as_ref().is_none_or(said);
@@ -348,24 +347,6 @@ impl Changes {
             && self.remove_parameters.is_empty()
             && self.set_parameters.is_empty())
     }
-}
-
-/// What the authorization filters said, as Envoy leaves it in the request's metadata.
-fn verdicts(reports: &[RbacReport]) -> Metadata {
-    let mut members = std::collections::BTreeMap::new();
-    let text = |text: &str| Datum::Text(Arc::from(text));
-    for report in reports {
-        let Some(verdict) = &report.shadow else { continue };
-        let prefix = report.shadow_stat_prefix.as_deref().unwrap_or_default();
-        let result = if verdict.allowed { "allowed" } else { "denied" };
-        members.insert(Arc::from(format!("{prefix}shadow_engine_result")), text(result));
-        if let Some(policy) = &verdict.policy {
-            members.insert(Arc::from(format!("{prefix}shadow_effective_policy_id")), text(policy));
-        }
-    }
-    let mut metadata = Metadata::new();
-    metadata.set(RBAC_SPACE, Datum::Object(members));
-    metadata
 }
 
 /// A header that an authorizer may change: no pseudo-header and not the host.

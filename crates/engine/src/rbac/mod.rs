@@ -5,12 +5,14 @@
 
 mod explain;
 mod index;
+mod notes;
 mod tree;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 pub use explain::{PolicyTrace, RuleTrace, Trace};
+pub use notes::{COMMON, SPACE, noted};
 pub use tree::{Permission, Principal, Subject};
 
 /// Authorization of requests (`envoy.extensions.filters.http.rbac.v3.RBAC`).
@@ -81,8 +83,8 @@ pub struct Verdict {
     pub allowed: bool,
     /// The policy that matched, if one did.
     pub policy: Option<Arc<str>>,
-    /// For [`Action::Log`]: whether a policy matched.
-    pub logged: bool,
+    /// What [`Action::Log`] says to access logs: whether a policy matched. `None` for other actions.
+    pub log_hint: Option<bool>,
 }
 
 impl Rules {
@@ -118,7 +120,7 @@ impl Rules {
             Action::Deny => !matched,
             Action::Log => true,
         };
-        Verdict { allowed, policy, logged: matched && self.action == Action::Log }
+        Verdict { allowed, policy, log_hint: (self.action == Action::Log).then_some(matched) }
     }
 }
 

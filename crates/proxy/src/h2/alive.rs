@@ -1,27 +1,84 @@
 //! Whether the peer is still there: a PING each so often, and its answer in time (Envoy's `connection_keepalive`).
 
+use std::cell::Cell;
+use std::future::Future as _;
 use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use engine::http_manager::Keepalive;
 use h2::{Ping, PingPong};
 use tokio::time::{Instant, Sleep, sleep};
+
+use crate::net::stream::Writes;
 
 /// Asks one connection.
 pub(super) struct Alive {
     pings: PingPong,
-    interval: Duration,
-    limit: Duration,
+    times: Keepalive,
     /// An answer is waited for.
     asked: bool,
-    /// Until the next question, or until the answer is late.
-    until: Pin<Box<Sleep>>,
+    /// Until the next question, or until the answer is late; `None`: neither.
+    until: Option<Pin<Box<Sleep>>>,
+    quiet: Option<Rc<Quiet>>,
+}
+
+/// How long a peer has said nothing, for those who are about to ask it something.
+#[derive(Debug)]
+pub(super) struct Quiet {
+    most: Duration,
+    stream: Arc<Writes>,
+    /// Bytes that had come when it was last looked at, and since when there were no more.
+    heard: Cell<(u64, Instant)>,
+    /// A question is due.
+    due: Cell<bool>,
+}
+
+impl Quiet {
+    /// Listens to a peer which is asked before streams that begin after a long quiet; `None`: it is not.
+    pub(super) fn new(times: &Keepalive, stream: Arc<Writes>) -> Option<Rc<Self>> {
+        let heard = Cell::new((0, Instant::now()));
+        times.idle.map(|most| Rc::new(Self { most, stream, heard, due: Cell::new(false) }))
+    }
+
+    /// A stream is about to begin: whoever drives the connection, which the stream wakes, asks first if it is time.
+    pub(super) fn stream_begins(&self) {
+        self.listen();
+        if self.heard.get().1.elapsed() > self.most {
+            self.due.set(true);
+        }
+    }
+
+    /// Notes what has come.
+    pub(super) fn listen(&self) {
+        let read = self.stream.bytes_read();
+        if read != self.heard.get().0 {
+            self.heard.set((read, Instant::now()));
+        }
+    }
 }
 
 impl Alive {
-    /// `interval`: from an answer to the next question; `limit`: for an answer.
-    pub(super) fn new(pings: PingPong, (interval, limit): (Duration, Duration)) -> Self {
-        Self { pings, interval, limit, asked: false, until: Box::pin(sleep(interval)) }
+    /// `quiet`: who tells that a question is due beside those of the interval.
+    pub(super) fn new(pings: PingPong, times: Keepalive, quiet: Option<Rc<Quiet>>) -> Self {
+        let mut alive = Self { pings, times, asked: false, until: None, quiet };
+        alive.rest();
+        alive
+    }
+
+    /// Waits for the time of the next question.
+    fn rest(&mut self) {
+        self.until = self.times.interval.map(|interval| {
+            let more = interval.mul_f64(self.times.jitter / 100.0).mul_f64(rand::random());
+            Box::pin(sleep(interval.saturating_add(more)))
+        });
+    }
+
+    fn ask(&mut self) {
+        self.asked = self.pings.send_ping(Ping::opaque()).is_ok();
+        self.until = Some(Box::pin(sleep(self.times.timeout)));
     }
 
     /// Ready when the peer has not answered in time. A connection that ends says so itself.
@@ -29,14 +86,19 @@ impl Alive {
         loop {
             if self.asked && self.pings.poll_pong(cx).is_ready() {
                 self.asked = false;
-                self.until.as_mut().reset(Instant::now() + self.interval);
+                self.rest();
             }
-            ready!(self.until.as_mut().poll(cx));
+            let due = self.quiet.as_ref().is_some_and(|quiet| quiet.due.take());
+            if due && !self.asked {
+                self.ask();
+                continue;
+            }
+            let Some(until) = &mut self.until else { return Poll::Pending };
+            ready!(until.as_mut().poll(cx));
             if self.asked {
                 return Poll::Ready(());
             }
-            self.asked = self.pings.send_ping(Ping::opaque()).is_ok();
-            self.until.as_mut().reset(Instant::now() + self.limit);
+            self.ask();
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
@@ -13,7 +14,7 @@ use http::{HeaderValue, Method, Request, Response, header};
 use http_body::Body as _;
 
 use super::SEND_BUFFER;
-use super::alive::Alive;
+use super::alive::{Alive, Quiet};
 use super::body::{Body, Upload};
 use super::pump::{Pump, Stopped};
 use crate::http::body::UpBody;
@@ -30,6 +31,7 @@ const INTERIM: usize = 32;
 #[derive(Debug)]
 pub struct Sender {
     requests: RefCell<SendRequest<Bytes>>,
+    quiet: Option<Rc<Quiet>>,
 }
 
 /// Why a request has no answer.
@@ -55,20 +57,30 @@ pub async fn connect(stream: Ahead, options: &Http2Options, open: Open) -> Resul
         .max_send_buffer_size(SEND_BUFFER)
         .max_concurrent_reset_streams(MAX_RESET_STREAMS)
         .enable_push(false);
+    let quiet = options.keepalive.as_ref().and_then(|times| Quiet::new(times, stream.writes()));
     let (requests, mut connection) = builder.handshake::<_, Bytes>(stream).await?;
-    let alive = options.keepalive.and_then(|times| Some(Alive::new(connection.ping_pong()?, times)));
+    let alive = options.keepalive.and_then(|times| Some(Alive::new(connection.ping_pong()?, times, quiet.clone())));
     // On the heap: the runtime moves what it is given several times.
-    tokio::task::spawn_local(Box::pin(drive(connection, alive, open)));
-    Ok(Sender { requests: RefCell::new(requests) })
+    tokio::task::spawn_local(Box::pin(drive(connection, alive, quiet.clone(), open)));
+    Ok(Sender { requests: RefCell::new(requests), quiet })
 }
 
-async fn drive(mut connection: Connection<Ahead, Bytes>, mut alive: Option<Alive>, open: Open) {
+async fn drive(
+    mut connection: Connection<Ahead, Bytes>,
+    mut alive: Option<Alive>,
+    quiet: Option<Rc<Quiet>>,
+    open: Open,
+) {
     let ended = poll_fn(|cx| {
         if alive.as_mut().is_some_and(|alive| alive.poll_lost(cx).is_ready()) {
             tracing::debug!(endpoint = %open.endpoint(), "upstream connection is lost: no answer to a ping");
             return Poll::Ready(Ok(()));
         }
-        Pin::new(&mut connection).poll(cx)
+        let ended = Pin::new(&mut connection).poll(cx);
+        if let Some(quiet) = &quiet {
+            quiet.listen();
+        }
+        ended
     });
     if let Err(error) = ended.await {
         tracing::debug!(endpoint = %open.endpoint(), %error, "upstream connection ended");
@@ -100,6 +112,9 @@ impl Sender {
             return Err(Unanswered::Unsent(body));
         }
         let ends = !connect && body.is_end_stream();
+        if let Some(quiet) = &self.quiet {
+            quiet.stream_begins();
+        }
         let (answer, send) = requests.send_request(request, ends).map_err(Unanswered::Failed)?;
         let upload = match (connect, ends) {
             (true, _) => Upload::Tunnel(send),

@@ -94,7 +94,7 @@ impl Future for Serving {
                         connection.graceful_shutdown();
                     }
                     let keepalive = this.shared.manager.http2.keepalive;
-                    let alive = keepalive.and_then(|times| Some(Alive::new(connection.ping_pong()?, times)));
+                    let alive = keepalive.and_then(|times| Some(Alive::new(connection.ping_pong()?, times, None)));
                     this.stage = Stage::Open { connection, alive };
                 }
                 Stage::Open { connection, alive } => {

@@ -3,10 +3,12 @@
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use engine::http_manager::Keepalive;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
@@ -15,7 +17,7 @@ use http_body::Frame;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::time::{sleep, timeout};
 
-use super::alive::Alive;
+use super::alive::{Alive, Quiet};
 use super::pump::{Pump, Stopped};
 use super::tunnel::Tunnel;
 
@@ -154,12 +156,17 @@ async fn a_tunnel_that_is_dropped_ends_the_other_one() {
     broken.await.unwrap();
 }
 
-/// Asks whether a peer is there that answers only where `answers`.
-async fn lost(answers: bool, times: (Duration, Duration)) -> bool {
+/// Asks whether a peer is there that answers only where `answers`. A stream `begins` after a quiet time.
+async fn lost(answers: bool, times: Keepalive, begins: bool) -> bool {
     let (near, far) = duplex(1 << 16);
     tokio::spawn(peer(far, answers));
     let (_requests, mut connection) = h2::client::handshake::<_>(near).await.unwrap();
-    let mut alive = Alive::new(connection.ping_pong().unwrap(), times);
+    let quiet = Quiet::new(&times, Arc::default());
+    let mut alive = Alive::new(connection.ping_pong().unwrap(), times, quiet.clone());
+    sleep(Duration::from_millis(20)).await;
+    if let Some(quiet) = quiet.filter(|_| begins) {
+        quiet.stream_begins();
+    }
     let found = poll_fn(|cx| {
         if alive.poll_lost(cx).is_ready() {
             return Poll::Ready(());
@@ -181,7 +188,19 @@ async fn peer(stream: DuplexStream, answers: bool) {
 
 #[tokio::test]
 async fn who_answers_is_there_and_who_does_not_is_lost() {
-    let times = (Duration::from_millis(20), Duration::from_millis(100));
-    assert!(!lost(true, times).await, "each question is answered");
-    assert!(lost(false, times).await, "no answer came in time");
+    let times = Keepalive { interval: Some(Duration::from_millis(20)), idle: None, ..TIMES };
+    assert!(!lost(true, times, false).await, "each question is answered");
+    assert!(lost(false, times, false).await, "no answer came in time");
 }
+
+#[tokio::test]
+async fn who_was_quiet_for_long_is_asked_when_a_stream_begins() {
+    let times = Keepalive { idle: Some(Duration::from_millis(10)), ..TIMES };
+    assert!(!lost(false, times, false).await, "nobody asked");
+    assert!(lost(false, times, true).await, "no answer came in time");
+    assert!(!lost(true, times, true).await, "it was answered");
+    let patient = Keepalive { idle: Some(SOON), ..TIMES };
+    assert!(!lost(false, patient, true).await, "it was not quiet for so long");
+}
+
+const TIMES: Keepalive = Keepalive { interval: None, jitter: 15.0, timeout: Duration::from_millis(100), idle: None };

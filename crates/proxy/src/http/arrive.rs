@@ -10,6 +10,7 @@ use engine::framing;
 use engine::http_manager::{ForwardClientCertMode, HttpManager, Underscores};
 use engine::path::Canonical;
 use engine::reply::{Flags, LocalReply};
+use engine::tracing::{TraceReason, TraceWishes};
 use engine::{ConnectionFacts, Dice};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::Authority;
@@ -41,6 +42,10 @@ pub struct Head {
     pub internal: bool,
     /// The upgrade that it asks for, lower case; `connect` for a CONNECT request.
     pub upgrade: Option<String>,
+    /// Whether it is traced, and why.
+    pub trace: TraceReason,
+    /// A service of the mesh asks that it be traced.
+    pub forced_trace: bool,
 }
 
 /// The name under which upgrades list the method CONNECT.
@@ -52,6 +57,8 @@ pub(super) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-i
 const X_ENVOY_INTERNAL: HeaderName = HeaderName::from_static("x-envoy-internal");
 const X_ENVOY_EXTERNAL_ADDRESS: HeaderName = HeaderName::from_static("x-envoy-external-address");
 const X_FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+const X_ENVOY_FORCE_TRACE: HeaderName = HeaderName::from_static("x-envoy-force-trace");
+const X_CLIENT_TRACE_ID: HeaderName = HeaderName::from_static("x-client-trace-id");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
@@ -67,7 +74,7 @@ static INTERNAL_ONLY: [HeaderName; 14] = [
     HeaderName::from_static("x-envoy-upstream-rq-per-try-timeout-ms"),
     HeaderName::from_static("x-envoy-upstream-rq-timeout-alt-response"),
     HeaderName::from_static("x-envoy-expected-rq-timeout-ms"),
-    HeaderName::from_static("x-envoy-force-trace"),
+    X_ENVOY_FORCE_TRACE,
     HeaderName::from_static("x-envoy-ip-tags"),
     HeaderName::from_static("x-envoy-original-url"),
     HeaderName::from_static("x-envoy-hedge-on-per-try-timeout"),
@@ -142,11 +149,13 @@ pub fn canonical(client: Client<'_>, parts: request::Parts, dice: &mut Dice) -> 
     sanitize(manager, remote, internal, seen, &mut headers);
     let scheme = scheme(manager, connection, seen, &mut headers);
     request_id(manager, internal, seen, &mut headers, dice);
+    let forced_trace = seen.any(Seen::ENVOY) && headers.contains_key(X_ENVOY_FORCE_TRACE);
+    let trace = trace(manager, forced_trace, &mut headers, dice);
     client_certificate(client, seen, &mut headers);
     if let Some(via) = &manager.via {
         headers.append(header::VIA, via.clone());
     }
-    Ok(Head { method, path, authority, scheme, headers, seen, remote, internal, upgrade })
+    Ok(Head { method, path, authority, scheme, headers, seen, remote, internal, upgrade, trace, forced_trace })
 }
 
 pub(super) fn refuse(status: StatusCode, details: &'static str) -> LocalReply {
@@ -447,6 +456,32 @@ fn request_id(manager: &HttpManager, internal: bool, seen: Seen, headers: &mut H
     let told = seen.any(Seen::REQUEST_ID) && headers.contains_key(X_REQUEST_ID);
     if !told || (edge && !manager.preserve_external_request_id) {
         headers.insert(X_REQUEST_ID, uuid(dice));
+    } else if edge {
+        // Whether it is traced is not for strangers to say.
+        mark(manager, TraceReason::NotTraceable, headers);
+    }
+}
+
+/// Decides whether a request is traced.
+fn trace(manager: &HttpManager, forced: bool, headers: &mut HeaderMap, dice: &mut Dice) -> TraceReason {
+    let Some(tracing) = &manager.tracing else { return TraceReason::NotTraceable };
+    let wishes = TraceWishes { client: headers.contains_key(X_CLIENT_TRACE_ID), forced };
+    let id = headers.get(X_REQUEST_ID).map_or(&b""[..], HeaderValue::as_bytes);
+    let reason = tracing.judge(id, wishes, dice);
+    if tracing.by_id {
+        mark(manager, reason, headers);
+    }
+    reason
+}
+
+/// Writes into the request id whether the request is traced.
+fn mark(manager: &HttpManager, reason: TraceReason, headers: &mut HeaderMap) {
+    if manager.marks_request_ids
+        && let Some(id) = headers.get_mut(X_REQUEST_ID)
+        && let Some(marked) = reason.mark(id.as_bytes())
+        && let Ok(marked) = HeaderValue::from_bytes(&marked)
+    {
+        *id = marked;
     }
 }
 

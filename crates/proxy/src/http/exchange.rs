@@ -198,6 +198,8 @@ impl Exchange {
             record.health_check = !asked.checks.is_empty();
             record.limits = std::mem::take(&mut asked.limits);
         }
+        record.trace = head.trace;
+        record.tells_request_id = head.forced_trace || self.shared.manager.request_id_in_response;
         record.scheme = head.scheme;
         record.remote = Some(head.remote);
         record.original_path = Some(head.path.clone());

@@ -124,7 +124,7 @@ impl Exchange {
     pub(super) fn sign(&mut self, headers: &mut HeaderMap) {
         let shared = &self.shared;
         let manager = &shared.manager;
-        if manager.request_id_in_response
+        if self.record.tells_request_id
             && let Some(id) = self.record.request_headers.get(X_REQUEST_ID)
         {
             headers.insert(X_REQUEST_ID, id.clone());

@@ -307,6 +307,8 @@ struct Watch {
 pub struct Writes {
     written: AtomicU64,
     blocked: AtomicBool,
+    /// Bytes read, of peers that are guarded.
+    read: AtomicU64,
     /// Bytes of long heads that became requests, as far as they were not told yet.
     long_heads: AtomicUsize,
 }
@@ -315,6 +317,11 @@ impl Writes {
     /// Bytes written so far, while the peer takes no more; `None`: it takes what there is.
     pub fn blocked_at(&self) -> Option<u64> {
         self.blocked.load(Ordering::Relaxed).then(|| self.written.load(Ordering::Relaxed))
+    }
+
+    /// Bytes read so far, of a peer that is guarded (see [`Ahead::guarding`]).
+    pub fn bytes_read(&self) -> u64 {
+        self.read.load(Ordering::Relaxed)
     }
 
     /// How far a connection that is written to by itself has come.
@@ -378,6 +385,8 @@ impl Ahead {
 
     fn came(&mut self, bytes: &[u8]) -> io::Result<()> {
         let Some(watch) = &mut self.watch else { return Ok(()) };
+        // Only its reader adds to it.
+        self.writes.read.store(self.writes.bytes_read() + bytes.len() as u64, Ordering::Relaxed);
         watch.frames.came(bytes).map_err(|flood| io::Error::new(io::ErrorKind::ConnectionAborted, flood))
     }
 

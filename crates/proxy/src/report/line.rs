@@ -2,9 +2,10 @@
 
 use engine::Dice;
 use engine::access_log::{AccessLog, LogFilter, LogFormat, LogSink};
-use engine::format::{JsonNode, JsonTemplate, Operator, Piece, Template, Values as _};
+use engine::format::{JsonNode, JsonTemplate, MetadataSource, Operator, Piece, Template, Values as _};
 use engine::local_reply::BodyTemplate;
 use engine::reply::grpc_status;
+use engine::tracing::TraceReason;
 use telemetry::accesslog::{Sink, Sinks, Target, write_json_text};
 
 use super::record::{Record, Wants};
@@ -307,8 +308,7 @@ pub fn takes(filter: &LogFilter, record: &Record, dice: &mut Dice) -> bool {
         LogFilter::Status(wanted) => wanted.holds(record.status.map_or(0, |status| u64::from(status.as_u16()))),
         LogFilter::Duration(wanted) => wanted.holds(u64::try_from(record.duration.as_millis()).unwrap_or(u64::MAX)),
         LogFilter::NotHealthCheck => !record.health_check,
-        // Nothing is traced, so that no request is one that must be.
-        LogFilter::Traceable => false,
+        LogFilter::Traceable => record.trace == TraceReason::ServiceForced && !record.health_check,
         LogFilter::Sample(share) => dice.hits(*share),
         LogFilter::And(all) => all.iter().all(|filter| takes(filter, record, dice)),
         LogFilter::Or(any) => any.iter().any(|filter| takes(filter, record, dice)),
@@ -325,8 +325,11 @@ pub fn takes(filter: &LogFilter, record: &Record, dice: &mut Dice) -> bool {
             let held = status.is_some_and(|status| codes.contains(&status));
             held != *exclude
         }
-        // No filter gives requests metadata that a rule could match yet.
-        LogFilter::Metadata { if_missing, .. } => *if_missing,
+        LogFilter::Metadata { matcher, if_missing } => {
+            // Whether the rule is turned round does not count: so in Envoy.
+            let found = record.datum(MetadataSource::Dynamic, &matcher.space, &matcher.path);
+            found.map_or(*if_missing, |datum| matcher.value.matches(Some(&datum)))
+        }
     }
 }
 

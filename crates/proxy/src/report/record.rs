@@ -14,6 +14,7 @@ use engine::limit::LimitReport;
 use engine::metadata::Metadata;
 use engine::rbac::RbacReport;
 use engine::reply::Flags;
+use engine::tracing::TraceReason;
 use engine::{Cluster, ConnectionFacts, Endpoint, FilterChain, Listener};
 use http::{HeaderMap, Method, StatusCode};
 
@@ -121,6 +122,10 @@ pub struct Record {
     pub protocol: Option<Protocol>,
     /// A filter took the request for a health check: it is not counted among answers, and logs may leave it out.
     pub health_check: bool,
+    /// Whether the request is traced, and why.
+    pub trace: TraceReason,
+    /// The answer tells the request id.
+    pub tells_request_id: bool,
     /// Request method; `None` for TCP.
     pub method: Option<Method>,
     /// `:path` as the client sent it (`%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%` of the default format).
@@ -194,6 +199,8 @@ impl Record {
             downstream: Arc::clone(downstream),
             protocol: None,
             health_check: false,
+            trace: TraceReason::NotTraceable,
+            tells_request_id: false,
             method: None,
             original_path: None,
             path: None,

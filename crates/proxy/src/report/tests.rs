@@ -312,7 +312,7 @@ fn a_denied_stranger_and_a_known_caller() {
         enforced: Some(engine::rbac::Verdict {
             allowed: false,
             policy: Some("ns[shop]-policy[cart]-rule[0]".into()),
-            logged: false,
+            log_hint: None,
         }),
         shadow_stat_prefix: None,
         shadow: None,

@@ -1,5 +1,6 @@
 //! What a record answers to the operators of Envoy's format language (`%RESPONSE_CODE%`, ...).
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::fmt::{Display, Write as _};
 use std::sync::{Arc, OnceLock};
@@ -8,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use engine::format::{AddressPart, GrpcStatusStyle, MetadataSource, Operator, Precision, TimePoint, Values};
 use engine::matcher::HeaderKey;
 use engine::metadata::{Datum, Metadata};
+use engine::rbac;
 use http::{HeaderMap, HeaderName};
 use telemetry::accesslog::{TimeFormat, clock};
 
@@ -298,23 +300,28 @@ impl Record {
     }
 
     fn metadata_value(&self, source: MetadataSource, space: &str, path: &[Arc<str>], out: &mut String) -> bool {
-        if source == MetadataSource::Dynamic {
-            let key = path.first().map(|key| &**key).unwrap_or_default();
-            if self.dynamic(space, key, out) {
-                return true;
-            }
+        if source == MetadataSource::Dynamic
+            && space == "tulle"
+            && let [key] = path
+            && self.own(key, out)
+        {
+            return true;
         }
-        let found = self.metadata_of(source).and_then(|metadata| metadata.find(space, path.iter().map(|key| &**key)));
-        match found {
+        match self.datum(source, space, path).as_deref() {
             Some(Datum::Text(found)) => text(Some(&**found), out),
             Some(datum) => show(datum.to_json(), out),
             None => false,
         }
     }
 
-    /// A value of configuration metadata, for JSON.
-    pub(super) fn datum(&self, source: MetadataSource, space: &str, path: &[Arc<str>]) -> Option<&Datum> {
-        self.metadata_of(source)?.find(space, path.iter().map(|key| &**key))
+    /// A value of metadata.
+    pub(super) fn datum(&self, source: MetadataSource, space: &str, path: &[Arc<str>]) -> Option<Cow<'_, Datum>> {
+        let keys = path.iter().map(|key| &**key);
+        let found = self.metadata_of(source).and_then(|metadata| metadata.find(space, keys)).map(Cow::Borrowed);
+        match path {
+            [key] if source == MetadataSource::Dynamic => rbac::noted(&self.rbac, space, key).map(Cow::Owned).or(found),
+            _ => found,
+        }
     }
 
     fn metadata_of(&self, source: MetadataSource) -> Option<&Metadata> {
@@ -329,27 +336,12 @@ impl Record {
         }
     }
 
-    /// What filters note: ours (`tulle:id`, `tulle:reason`, `tulle:policy`) and what Envoy's RBAC filter notes.
-    fn dynamic(&self, space: &str, key: &str, out: &mut String) -> bool {
-        let shadow = || self.rbac.iter().find_map(|report| report.shadow.as_ref());
-        let enforced = || self.rbac.iter().find_map(|report| report.enforced.as_ref());
-        let verdict = |allowed: bool| Some(if allowed { "allowed" } else { "denied" });
-        match (space, key) {
-            ("tulle", "id") => text(self.id(), out),
-            ("tulle", "reason") => text(self.origin.as_deref().or(self.details.as_deref()), out),
-            ("tulle", "policy") => text(self.denied_by(), out),
-            ("envoy.filters.http.rbac", "shadow_effective_policy_id") => {
-                text(shadow().and_then(|verdict| verdict.policy.as_deref()), out)
-            }
-            ("envoy.filters.http.rbac", "shadow_engine_result") => {
-                text(shadow().and_then(|shadow| verdict(shadow.allowed)), out)
-            }
-            ("envoy.filters.http.rbac", "enforced_effective_policy_id") => {
-                text(enforced().and_then(|verdict| verdict.policy.as_deref()), out)
-            }
-            ("envoy.filters.http.rbac", "enforced_engine_result") => {
-                text(enforced().and_then(|enforced| verdict(enforced.allowed)), out)
-            }
+    /// What this proxy notes of each request: `tulle:id`, `tulle:reason`, `tulle:policy`.
+    fn own(&self, key: &str, out: &mut String) -> bool {
+        match key {
+            "id" => text(self.id(), out),
+            "reason" => text(self.origin.as_deref().or(self.details.as_deref()), out),
+            "policy" => text(self.denied_by(), out),
             _ => false,
         }
     }
