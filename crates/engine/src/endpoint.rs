@@ -140,11 +140,18 @@ pub struct EndpointState {
     pub health: HealthState,
 }
 
+impl EndpointState {
+    /// Whether checks, or what it says of itself, found it to be overburdened.
+    fn is_degraded(&self) -> bool {
+        self.health.is_degraded() || self.outlier.is_degraded()
+    }
+}
+
 impl Endpoint {
     /// Whether it takes new load: healthy as the control plane and checks say, and not ejected.
     #[must_use]
     pub fn is_healthy(&self) -> bool {
-        self.health == HealthStatus::Healthy && self.works() && !self.state.health.is_degraded()
+        self.health == HealthStatus::Healthy && self.works() && !self.state.is_degraded()
     }
 
     /// Whether it takes load only when healthy endpoints do not suffice.
@@ -152,7 +159,7 @@ impl Endpoint {
     pub fn is_degraded(&self) -> bool {
         let degraded = match self.health {
             HealthStatus::Degraded => true,
-            HealthStatus::Healthy => self.state.health.is_degraded(),
+            HealthStatus::Healthy => self.state.is_degraded(),
             HealthStatus::Unhealthy | HealthStatus::Draining => false,
         };
         degraded && self.works()

@@ -43,6 +43,9 @@ pub struct OutlierConfig {
     pub always_eject_one: bool,
     /// Success rates too far below the mean lead to ejection so often. Default 100.
     pub enforcing_success_rate: u32,
+    /// Endpoints whose answers have an `x-envoy-degraded` header get, for as long as an ejection would last, only what the
+    /// healthy ones cannot take. Default false.
+    pub detect_degraded: bool,
     /// An active check that succeeds brings an endpoint back at once. Default true.
     pub pardon: bool,
     /// Endpoints with enough requests that are needed for it. Default 5.
@@ -121,6 +124,10 @@ pub enum EventKind {
     },
     /// It is back.
     Returned,
+    /// It says of itself that it is overburdened: it is spared.
+    Degraded,
+    /// It is not spared any more.
+    Restored,
 }
 
 /// Detectors.
@@ -146,6 +153,7 @@ pub enum Cause {
 #[derive(Debug, Default)]
 pub struct OutlierState {
     ejected: AtomicBool,
+    degraded: AtomicBool,
     in_a_row_5xx: AtomicU32,
     in_a_row_gateway: AtomicU32,
     in_a_row_local: AtomicU32,
@@ -166,12 +174,40 @@ struct Tally {
 struct Ejection {
     /// Ejections so far.
     times: u32,
-    /// Multiplies the base time; grows with ejections, shrinks with healthy sweeps.
+    term: Term,
+    /// When it came back last.
+    returned: Option<Moment>,
+    /// The last time that it was spared.
+    spared: Option<Box<Term>>,
+}
+
+/// A time that an endpoint is out, or spared.
+#[derive(Debug, Default)]
+struct Term {
+    /// Multiplies the base time; grows with each term, shrinks with healthy sweeps.
     backoff: u32,
     since: Moment,
     jitter: Duration,
-    /// When it came back last.
-    returned: Option<Moment>,
+}
+
+impl Term {
+    fn begin(&mut self, config: &OutlierConfig, now: Moment, dice: &mut Dice) {
+        self.since = now;
+        let jitter = u64::try_from(config.max_ejection_jitter.as_millis()).unwrap_or(u64::MAX);
+        self.jitter = Duration::from_millis(dice.below(jitter));
+        if config.base_ejection_time * self.backoff < config.max_ejection_time + config.base_ejection_time {
+            self.backoff += 1;
+        }
+    }
+
+    fn is_over(&self, config: &OutlierConfig, now: Moment) -> bool {
+        now - self.since >= (config.base_ejection_time * self.backoff).min(config.max_ejection_time) + self.jitter
+    }
+
+    /// A sweep that found all well.
+    fn forgive(&mut self) {
+        self.backoff = self.backoff.saturating_sub(1);
+    }
 }
 
 impl Ejection {
@@ -183,7 +219,7 @@ impl Ejection {
     /// The endpoint comes back.
     fn end(&mut self, endpoint: &Arc<Endpoint>, now: Moment) -> Event {
         self.returned = Some(now);
-        self.event(endpoint, EventKind::Returned, Some(self.since), now)
+        self.event(endpoint, EventKind::Returned, Some(self.term.since), now)
     }
 }
 
@@ -192,6 +228,12 @@ impl OutlierState {
     #[must_use]
     pub fn is_ejected(&self) -> bool {
         self.ejected.load(Ordering::Relaxed)
+    }
+
+    /// Whether it is spared now, because of what it said itself.
+    #[must_use]
+    pub fn is_degraded(&self) -> bool {
+        self.degraded.load(Ordering::Relaxed)
     }
 
     /// How often it was out so far.
@@ -311,6 +353,19 @@ impl Monitor {
         events
     }
 
+    /// An endpoint says of itself, in an answer, that it is overburdened.
+    pub fn degrade(&self, cluster: &Cluster, endpoint: &Arc<Endpoint>, now: Moment, dice: &mut Dice) -> Option<Event> {
+        let config = cluster.config.outlier.as_deref().filter(|config| config.detect_degraded)?;
+        let _one = locked(&self.decisions);
+        if endpoint.state.outlier.degraded.swap(true, Ordering::Relaxed) {
+            return None;
+        }
+        let mut ejection = locked(&endpoint.state.outlier.ejection);
+        ejection.spared.get_or_insert_default().begin(config, now, dice);
+        self.changed(cluster, now);
+        Some(ejection.event(endpoint, EventKind::Degraded, None, now))
+    }
+
     /// An active check found an endpoint well: one that is out comes back at once, where that is wanted.
     pub fn pardon(&self, cluster: &Cluster, endpoint: &Arc<Endpoint>, now: Moment) -> Option<Event> {
         let config = cluster.config.outlier.as_deref()?;
@@ -329,8 +384,8 @@ impl Monitor {
     /// [`OutlierConfig::interval`].
     pub fn sweep(&self, cluster: &Cluster, now: Moment, dice: &mut Dice) -> Vec<Event> {
         let Some(config) = cluster.config.outlier.as_deref() else { return Vec::new() };
-        let mut events: Vec<Event> =
-            cluster.endpoints.iter().filter_map(|endpoint| release(config, endpoint, now)).collect();
+        let back = |endpoint| release(config, endpoint, now).into_iter().chain(restore(config, endpoint, now));
+        let mut events: Vec<Event> = cluster.endpoints.iter().flat_map(back).collect();
         let causes = [(Cause::SuccessRate, Cause::FailurePercentage), LOCAL_CAUSES];
         for (tally, (by_rate, by_share)) in [answers as fn(&OutlierState) -> &Tally, local].into_iter().zip(causes) {
             let rates = Rates::take(cluster, tally);
@@ -343,7 +398,7 @@ impl Monitor {
             }
         }
         if !events.is_empty() {
-            let returns = events.iter().all(|event| event.kind == EventKind::Returned);
+            let returns = events.iter().all(|event| matches!(event.kind, EventKind::Returned | EventKind::Restored));
             self.heard(cluster, now, returns.then_some(config.merge_window));
         }
         events
@@ -403,12 +458,7 @@ impl Monitor {
             return event(&ejection, EventKind::Ejected { cause, enforced: false });
         }
         ejection.times += 1;
-        ejection.since = now;
-        let jitter = u64::try_from(config.max_ejection_jitter.as_millis()).unwrap_or(u64::MAX);
-        ejection.jitter = Duration::from_millis(dice.below(jitter));
-        if config.base_ejection_time * ejection.backoff < config.max_ejection_time + config.base_ejection_time {
-            ejection.backoff += 1;
-        }
+        ejection.term.begin(config, now, dice);
         state.ejected.store(true, Ordering::Relaxed);
         event(&ejection, EventKind::Ejected { cause, enforced: true })
     }
@@ -429,16 +479,31 @@ fn release(config: &OutlierConfig, endpoint: &Arc<Endpoint>, now: Moment) -> Opt
     let state = &endpoint.state.outlier;
     let mut ejection = locked(&state.ejection);
     if !state.is_ejected() {
-        ejection.backoff = ejection.backoff.saturating_sub(1);
+        ejection.term.forgive();
         return None;
     }
-    let time = (config.base_ejection_time * ejection.backoff).min(config.max_ejection_time) + ejection.jitter;
-    if now - ejection.since < time {
+    if !ejection.term.is_over(config, now) {
         return None;
     }
     state.forget_rows();
     state.ejected.store(false, Ordering::Relaxed);
     Some(ejection.end(endpoint, now))
+}
+
+/// Ends the time that an endpoint is spared.
+fn restore(config: &OutlierConfig, endpoint: &Arc<Endpoint>, now: Moment) -> Option<Event> {
+    let state = &endpoint.state.outlier;
+    let mut ejection = locked(&state.ejection);
+    let spared = ejection.spared.as_mut()?;
+    if !state.is_degraded() {
+        spared.forgive();
+        return None;
+    }
+    if !spared.is_over(config, now) {
+        return None;
+    }
+    state.degraded.store(false, Ordering::Relaxed);
+    Some(ejection.event(endpoint, EventKind::Restored, None, now))
 }
 
 /// An endpoint that a detector found, and what it saw.

@@ -329,7 +329,7 @@ impl Worker {
             alive && group.drain.receiver_count() > 0
         });
         let versions: HashSet<u64> = plan.clusters().map(|cluster| cluster.config.version).collect();
-        self.pools.retain(|key| versions.contains(&key.cluster));
+        self.pools.retain(|key, _| versions.contains(&key.cluster));
     }
 
     fn shed(&self, inbound_only: bool) {

@@ -588,6 +588,7 @@ fn runtime_limits(cx: &Context<'_>, cluster: &str, priority: &str, limits: &mut 
     limits.pending = runtime.small(&key("max_pending_requests"), limits.pending);
     limits.requests = runtime.small(&key("max_requests"), limits.requests);
     limits.retries = runtime.small(&key("max_retries"), limits.retries);
+    limits.pools = runtime.small(&key("max_connection_pools"), limits.pools);
     if let Some(budget) = &mut limits.budget {
         budget.percent = runtime.number(&key("retry_budget.budget_percent"), budget.percent);
         budget.min_concurrency = runtime.small(&key("retry_budget.min_retry_concurrency"), budget.min_concurrency);
@@ -596,12 +597,12 @@ fn runtime_limits(cx: &Context<'_>, cluster: &str, priority: &str, limits: &mut 
 
 fn threshold_limits(cx: &mut Context<'_>, message: &xds::circuit_breakers::Thresholds) -> Limits {
     let default = Limits::default();
-    if message.retry_budget.as_ref().is_some_and(|budget| budget.budget_interval.is_some()) {
-        cx.field("retry_budget.budget_interval", |cx| cx.fault("is not implemented; requests under way count"));
-    }
-    let budget = message.retry_budget.as_ref().map(|budget| RetryBudget {
-        percent: budget.budget_percent.as_ref().map_or(20.0, |percent| percent.value),
-        min_concurrency: number(budget.min_retry_concurrency.as_ref(), 3),
+    let budget = cx.optional("retry_budget", message.retry_budget.as_ref(), |cx, budget| {
+        Some(RetryBudget {
+            percent: budget.budget_percent.as_ref().map_or(20.0, |percent| percent.value),
+            min_concurrency: number(budget.min_retry_concurrency.as_ref(), 3),
+            interval: cx.limit("budget_interval", budget.budget_interval.as_ref(), None),
+        })
     });
     Limits {
         connections: number(message.max_connections.as_ref(), default.connections),
@@ -609,6 +610,7 @@ fn threshold_limits(cx: &mut Context<'_>, message: &xds::circuit_breakers::Thres
         requests: number(message.max_requests.as_ref(), default.requests),
         retries: number(message.max_retries.as_ref(), default.retries),
         budget,
+        pools: number(message.max_connection_pools.as_ref(), default.pools),
         track_remaining: message.track_remaining,
     }
 }
@@ -643,6 +645,7 @@ fn outlier(cx: &mut Context<'_>, message: &xds::OutlierDetection, merge_window: 
     let runtime = cx.runtime();
     Some(OutlierConfig {
         merge_window,
+        detect_degraded: flag(message.detect_degraded_hosts.as_ref(), false),
         consecutive_5xx: count(cx, "consecutive_5xx", message.consecutive_5xx.as_ref(), 5),
         enforcing_consecutive_5xx: percent(
             cx,

@@ -85,7 +85,7 @@ impl ForwardAction {
 }
 
 /// Priorities have circuit limits of their own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Priority {
     /// The usual one.
     #[default]

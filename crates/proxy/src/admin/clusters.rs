@@ -94,6 +94,7 @@ fn health_flags(endpoint: &Endpoint) -> String {
     let flags: String = [
         (checks.is_failed(), "/failed_active_hc"),
         (endpoint.state.outlier.is_ejected(), "/failed_outlier_check"),
+        (endpoint.state.outlier.is_degraded(), "/degraded_outlier_detection"),
         (endpoint.health == HealthStatus::Unhealthy, "/failed_eds_health"),
         (checks.is_degraded(), "/degraded_active_hc"),
         (endpoint.health == HealthStatus::Degraded, "/degraded_eds_health"),
@@ -203,6 +204,7 @@ fn host_json(endpoint: &Endpoint) -> Value {
     let mut health: serde_json::Map<String, Value> = [
         (checks.is_failed(), "failed_active_health_check"),
         (endpoint.state.outlier.is_ejected(), "failed_outlier_check"),
+        (endpoint.state.outlier.is_degraded(), "failed_degraded_outlier_detection"),
         (checks.is_degraded(), "failed_active_degraded_check"),
         (checks.is_pending(), "pending_active_hc"),
         (checks.is_timed_out(), "active_hc_timeout"),

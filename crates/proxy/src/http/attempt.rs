@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use engine::circuit::{self, Resource};
+use engine::circuit;
 use engine::decide::Matched;
 use engine::reply::{Flags, LocalReply};
 use engine::retry::{self, Next, Retries, RetryPolicy, Why};
@@ -29,6 +29,7 @@ use crate::h2::client::Unanswered;
 use crate::report::party::Own;
 use crate::upstream::failure::{Failure, Kind};
 use crate::upstream::pool::{H1, Link, Stream as H2Stream};
+use crate::upstream::probe::DEGRADED;
 use crate::upstream::reach::{Via, Want, Way, reach};
 
 const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
@@ -245,7 +246,8 @@ impl Exchange {
             self.record.upstream.attempts = retries.attempts();
             let limits = forward.cluster.config.limits(priority);
             self.slot = None;
-            self.slot = circuit::take(&forward.cluster.state, limits, priority, Resource::Requests);
+            self.slot =
+                circuit::request(&forward.cluster.state, limits, priority, self.shared.worker.shared.at(self.now));
             if self.slot.is_none() {
                 return Err(Kind::Overflow.into());
             }
@@ -271,7 +273,8 @@ impl Exchange {
                 }
                 Next::Retry { after } => after,
             };
-            retry_slot = circuit::take(&forward.cluster.state, limits, priority, Resource::Retries);
+            retry_slot =
+                circuit::retry(&forward.cluster.state, limits, priority, self.shared.worker.shared.at(self.now));
             if retry_slot.is_none() {
                 self.record.flags = self.record.flags.with(Flags::UPSTREAM_OVERFLOW);
                 return result;
@@ -432,7 +435,11 @@ impl Exchange {
         let worker = &self.shared.worker;
         let mut dice = worker.dice.borrow_mut();
         let cluster = &forward.cluster;
-        let events = cluster.state.monitor.record(cluster, endpoint, report, worker.shared.at(self.now), &mut dice);
+        let (monitor, now) = (&cluster.state.monitor, worker.shared.at(self.now));
+        let mut events = monitor.record(cluster, endpoint, report, now, &mut dice);
+        if result.as_ref().is_ok_and(|answer| answer.response.headers().contains_key(DEGRADED)) {
+            events.extend(monitor.degrade(cluster, endpoint, now, &mut dice));
+        }
         drop(dice);
         events.iter().for_each(|event| worker.tally.outlier(cluster, event));
     }

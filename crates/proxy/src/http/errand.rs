@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use engine::circuit::{self, Resource};
+use engine::circuit;
 use engine::retry::Retries;
 use engine::routes::Priority;
 use engine::{Cluster, Endpoint, balance};
@@ -72,7 +72,7 @@ pub(super) async fn run(worker: &Rc<Worker>, errand: &Errand) -> Result<Back, St
 
 async fn once(worker: &Rc<Worker>, cluster: &Arc<Cluster>, errand: &Errand) -> Result<Back, String> {
     let limits = cluster.config.limits(Priority::Default);
-    let slot = circuit::take(&cluster.state, limits, Priority::Default, Resource::Requests);
+    let slot = circuit::request(&cluster.state, limits, Priority::Default, worker.shared.now());
     if slot.is_none() {
         return Err("the cluster's request limit is reached".to_owned());
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use engine::Forward;
-use engine::circuit::{self, Resource};
+use engine::circuit;
 use engine::reply::Flags;
 use engine::routes::Priority;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header, response};
@@ -124,7 +124,8 @@ impl Exchange {
         let clock = self.clock(forward);
         let priority = self.record.matched.as_ref().and_then(|m| m.forward()).map_or(Priority::Default, |a| a.priority);
         let cluster = &forward.cluster;
-        self.slot = circuit::take(&cluster.state, cluster.config.limits(priority), priority, Resource::Requests);
+        let now = self.shared.worker.shared.at(self.now);
+        self.slot = circuit::request(&cluster.state, cluster.config.limits(priority), priority, now);
         if self.slot.is_none() {
             return Err(Kind::Overflow.into());
         }

@@ -6,12 +6,15 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use engine::outlier::{Cause, Event, EventKind, SeenRates};
 use telemetry::accesslog::{clock, write_json_text};
 
+const IN_A_ROW: &[u8] = b",\"eject_consecutive_event\":{}";
+
 /// The line of an event; `None`: Envoy writes nothing about it.
 pub(super) fn line(cluster: &str, event: &Event, now: SystemTime) -> Option<Vec<u8>> {
     let (kind, action, enforced) = match event.kind {
         EventKind::Ejected { cause, enforced } => (name(cause), "EJECT", enforced),
         // Who comes back has no type, which is written as the first of them.
-        EventKind::Returned => (name(Cause::Consecutive5xx), "UNEJECT", false),
+        EventKind::Returned | EventKind::Restored => (name(Cause::Consecutive5xx), "UNEJECT", false),
+        EventKind::Degraded => ("DEGRADED", "EJECT", true),
         EventKind::Overflow { .. } => return None,
     };
     let mut out = Vec::with_capacity(256);
@@ -27,8 +30,10 @@ pub(super) fn line(cluster: &str, event: &Event, now: SystemTime) -> Option<Vec<
     out.extend_from_slice(b",\"upstream_url\":");
     write_json_text(&event.endpoint.address.to_string(), &mut out);
     let _ = write!(out, ",\"action\":\"{action}\",\"num_ejections\":{},\"enforced\":{enforced}", event.ejections);
-    if let EventKind::Ejected { cause, .. } = event.kind {
-        seen(cause, event.rates, &mut out);
+    match event.kind {
+        EventKind::Ejected { cause, .. } => seen(cause, event.rates, &mut out),
+        EventKind::Degraded => out.extend_from_slice(IN_A_ROW),
+        _ => {}
     }
     out.extend_from_slice(b"}\n");
     Some(out)
@@ -53,7 +58,7 @@ fn seen(cause: Cause, rates: Option<SeenRates>, out: &mut Vec<u8>) {
     let own = whole(rates.own);
     match cause {
         Cause::Consecutive5xx | Cause::ConsecutiveGateway | Cause::ConsecutiveLocalOrigin => {
-            out.extend_from_slice(b",\"eject_consecutive_event\":{}");
+            out.extend_from_slice(IN_A_ROW);
         }
         Cause::SuccessRate | Cause::SuccessRateLocalOrigin => {
             let (mean, threshold) = rates.bounds.unwrap_or_default();

@@ -359,6 +359,8 @@ impl Tally {
             }
             EventKind::Overflow { .. } => cells.outlier_ejections_overflow.inc(),
             EventKind::Returned => cells.outlier_ejections_active.dec(),
+            // Nobody was put out.
+            EventKind::Degraded | EventKind::Restored => {}
         }
     }
 

@@ -309,19 +309,21 @@ fn visit_cluster(cluster: &Cluster, visit: &mut dyn FnMut(Stat)) {
 }
 
 /// What a circuit limit is called: whether it is reached, and how much is left.
-type Circuits = [(Resource, &'static str, &'static str); 4];
+type Circuits = [(Resource, &'static str, &'static str); 5];
 
 const DEFAULT_CIRCUITS: Circuits = [
     (Resource::Connections, "circuit_breakers.default.cx_open", "circuit_breakers.default.remaining_cx"),
     (Resource::Pending, "circuit_breakers.default.rq_pending_open", "circuit_breakers.default.remaining_pending"),
     (Resource::Requests, "circuit_breakers.default.rq_open", "circuit_breakers.default.remaining_rq"),
     (Resource::Retries, "circuit_breakers.default.rq_retry_open", "circuit_breakers.default.remaining_retries"),
+    (Resource::Pools, "circuit_breakers.default.cx_pool_open", "circuit_breakers.default.remaining_cx_pools"),
 ];
 const HIGH_CIRCUITS: Circuits = [
     (Resource::Connections, "circuit_breakers.high.cx_open", "circuit_breakers.high.remaining_cx"),
     (Resource::Pending, "circuit_breakers.high.rq_pending_open", "circuit_breakers.high.remaining_pending"),
     (Resource::Requests, "circuit_breakers.high.rq_open", "circuit_breakers.high.remaining_rq"),
     (Resource::Retries, "circuit_breakers.high.rq_retry_open", "circuit_breakers.high.remaining_retries"),
+    (Resource::Pools, "circuit_breakers.high.cx_pool_open", "circuit_breakers.high.remaining_cx_pools"),
 ];
 
 fn visit_circuits(
@@ -332,10 +334,13 @@ fn visit_circuits(
     visit: &mut dyn FnMut(Stat),
 ) {
     for (resource, open, remaining) in words {
-        let (now, most) = (usage.count(*resource), limits.most(*resource, usage));
+        let (now, most) = (usage.count(*resource), limits.most(*resource));
         visit(cluster_stat(name, open, Value::Gauge(u64::from(now >= most))));
         if limits.track_remaining {
-            visit(cluster_stat(name, remaining, Value::Gauge(u64::from(most.saturating_sub(now)))));
+            // What is left of a budget depends on requests that come and go: Envoy tells none.
+            let told = *resource != Resource::Retries || limits.budget.is_none();
+            let left = if told { most.saturating_sub(now) } else { 0 };
+            visit(cluster_stat(name, remaining, Value::Gauge(u64::from(left))));
         }
     }
 }

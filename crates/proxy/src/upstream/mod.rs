@@ -4,6 +4,6 @@ pub mod failure;
 pub mod health;
 pub mod original;
 pub mod pool;
-mod probe;
+pub mod probe;
 pub mod reach;
 pub mod sweep;

@@ -7,6 +7,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use engine::circuit::Slot;
+use engine::routes::Priority;
 use hashbrown::HashMap;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
@@ -31,6 +33,8 @@ pub struct Key {
     pub alpn: u64,
     /// HTTP/2, HTTP/1, or whatever ALPN agrees on.
     pub h2: Option<bool>,
+    /// Whose circuit limits its connections count in.
+    pub priority: Priority,
 }
 
 /// What is known about an upstream connection.
@@ -51,13 +55,26 @@ pub struct Pools {
 }
 
 impl Pools {
-    /// The pool of a key, made when it is first asked for.
-    pub fn of(&self, key: &Key) -> Rc<Pool> {
-        let mut pools = self.pools.borrow_mut();
-        if let Some(pool) = pools.get(key) {
-            return Rc::clone(pool);
-        }
-        Rc::clone(pools.entry(key.clone()).or_default())
+    /// The pool of a key, if there is one.
+    pub fn of(&self, key: &Key) -> Option<Rc<Pool>> {
+        self.pools.borrow().get(key).cloned()
+    }
+
+    /// Makes the pool of a key; it counts in its cluster's limit until it is forgotten.
+    pub fn add(&self, key: &Key, slot: Slot) -> Rc<Pool> {
+        let pool = Rc::new(Pool { slot: RefCell::new(Some(slot)), ..Pool::default() });
+        self.pools.borrow_mut().insert(key.clone(), Rc::clone(&pool));
+        pool
+    }
+
+    /// Makes room for one more pool of a cluster: forgets those without connections, and those of the same endpoint that
+    /// nobody uses at the moment.
+    pub fn make_room(&self, wanted: &Key) {
+        self.retain(|key, pool| {
+            let of_cluster = (key.cluster, key.priority) == (wanted.cluster, wanted.priority);
+            let spare = pool.open.get() == 0 || key.target == wanted.target && !pool.is_busy();
+            !(of_cluster && spare)
+        });
     }
 
     /// Closes what has been idle for longer than its pool allows, and forgets pools without connections.
@@ -73,10 +90,10 @@ impl Pools {
         self.pools.borrow().values().for_each(|pool| pool.idle.borrow_mut().clear());
     }
 
-    /// Closes idle connections to endpoints that `keep` does not hold any more; busy ones end with their exchange.
-    pub fn retain(&self, mut keep: impl FnMut(&Key) -> bool) {
+    /// Forgets the pools that are not to be kept and closes their idle connections; busy ones end with their exchange.
+    pub fn retain(&self, mut keep: impl FnMut(&Key, &Pool) -> bool) {
         self.pools.borrow_mut().retain(|key, pool| {
-            let kept = keep(key);
+            let kept = keep(key, pool);
             if !kept {
                 pool.retire();
             }
@@ -98,6 +115,8 @@ pub struct Pool {
     open: Cell<usize>,
     retired: Cell<bool>,
     idle_timeout: Cell<Option<Duration>>,
+    /// Its place in its cluster's limit of pools.
+    slot: RefCell<Option<Slot>>,
 }
 
 #[derive(Debug)]
@@ -266,6 +285,13 @@ impl Pool {
         self.retired.set(true);
         self.idle.borrow_mut().clear();
         self.shared.borrow_mut().clear();
+        self.slot.take();
+    }
+
+    /// Whether an exchange uses one of its connections, or waits for one.
+    fn is_busy(&self) -> bool {
+        let (idle, shared) = (self.idle.borrow(), self.shared.borrow());
+        self.open.get() > idle.len() + shared.len() || shared.iter().any(|h2| h2.active.get() > 0)
     }
 
     fn is_empty(&self) -> bool {

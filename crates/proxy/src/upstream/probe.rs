@@ -23,7 +23,8 @@ use crate::tls::server_name;
 
 /// How checks call themselves, as Envoy's do: programs know it from their logs.
 const USER_AGENT: HeaderValue = HeaderValue::from_static("Envoy/HC");
-const DEGRADED: HeaderName = HeaderName::from_static("x-envoy-degraded");
+/// By this header an answer says that its server is overburdened.
+pub const DEGRADED: HeaderName = HeaderName::from_static("x-envoy-degraded");
 const CHECKED_CLUSTER: HeaderName = HeaderName::from_static("x-envoy-upstream-healthchecked-cluster");
 /// More of an answer than this is not read only to keep the connection.
 const DRAINED: usize = 64 * 1024;

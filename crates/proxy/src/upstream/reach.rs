@@ -111,14 +111,34 @@ pub async fn reach(worker: &Rc<Worker>, want: Want<'_>) -> Result<Way, Failure> 
         server_name,
         alpn: offer.map_or(0, |offer| offer.id),
         h2,
+        priority: want.priority,
     };
-    let pool = worker.pools.of(&key);
+    let pool = pool(worker, &want, &key)?;
     pool.set_idle_timeout(config.idle_timeout);
     let reaching = Reaching { worker, want, tls, offer, key: &key, pool: &pool };
     match h2 {
         Some(false) => reaching.h1().await,
         Some(true) | None => reaching.shared().await,
     }
+}
+
+/// The pool of a key. A cluster has no more of them than its limit says; an endpoint for which there is none cannot be
+/// had, as in Envoy.
+fn pool(worker: &Worker, want: &Want<'_>, key: &Key) -> Result<Rc<Pool>, Failure> {
+    if let Some(pool) = worker.pools.of(key) {
+        return Ok(pool);
+    }
+    let (state, limits) = (&want.cluster.state, want.cluster.config.limits(want.priority));
+    let take = || circuit::take(state, limits, want.priority, Resource::Pools);
+    let slot = take().or_else(|| {
+        worker.pools.make_room(key);
+        take()
+    });
+    let Some(slot) = slot else {
+        worker.tally.cluster(want.cluster).upstream_cx_pool_overflow.inc();
+        return Err(Kind::NoHealthyUpstream.into());
+    };
+    Ok(worker.pools.add(key, slot))
 }
 
 /// The socket address of an endpoint; names are resolved here only where configuration-time resolution does not apply.

@@ -137,6 +137,7 @@ scope! {
         ssl_session_reused = "ssl.session_reused",
         upstream_rq_cancelled = "upstream_rq_cancelled",
         upstream_rq_completed = "upstream_rq_completed",
+        upstream_cx_pool_overflow = "upstream_cx_pool_overflow",
         upstream_rq_maintenance_mode = "upstream_rq_maintenance_mode",
         upstream_rq_max_duration_reached = "upstream_rq_max_duration_reached",
         upstream_rq_pending_failure_eject = "upstream_rq_pending_failure_eject",
