@@ -5,6 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderName;
+
 use crate::balance::{Balancer, LbPolicy, ZoneAware};
 use crate::circuit::{Limits, Usage};
 use crate::dice::Dice;
@@ -107,6 +109,9 @@ pub struct ClusterConfig {
     pub buffer_limit: u32,
     /// How names are resolved.
     pub dns: DnsOptions,
+    /// A request header that stands for the authority where the server name comes from the request
+    /// (`override_auto_sni_header`).
+    pub sni_header: Option<HeaderName>,
     /// Where it came from and more.
     pub metadata: Metadata,
     /// No filter says what its endpoints are offered by ALPN (Istio's metadata `istio`, `alpn_override: "false"`). Default false.
@@ -141,6 +146,8 @@ pub enum Discovery {
     OriginalDst {
         /// A request header (or `x-envoy-original-dst-host`) may name it instead.
         header: Option<http::HeaderName>,
+        /// What filters noted of a request may name it as well: a namespace, and keys from the top.
+        noted: Option<(Arc<str>, Vec<Arc<str>>)>,
         /// Another port.
         port: Option<u16>,
     },

@@ -105,6 +105,7 @@ fn answer(headers: Headers) -> LocalReply {
     LocalReply {
         status: StatusCode::OK,
         body: Bytes::new(),
+        format: None,
         headers,
         details: "cors_response".into(),
         flags: Flags::NONE,

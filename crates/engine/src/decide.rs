@@ -398,6 +398,7 @@ fn act(plan: &Plan, manager: &HttpManager, matched: &Matched, facts: &Facts<'_>,
         RouteAction::Direct(direct) => LocalReply {
             status: direct.status,
             body: direct.body.clone(),
+            format: direct.format.clone(),
             headers: Vec::new(),
             details: "direct_response".into(),
             flags: Flags::NONE,

@@ -272,6 +272,8 @@ pub struct ForwardClientCert {
     pub mode: ForwardClientCertMode,
     /// With `Subject=`.
     pub subject: bool,
+    /// With `Issuer=`.
+    pub issuer: bool,
     /// With `URI=`.
     pub uri: bool,
     /// With `DNS=`.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode};
 
+use crate::local_reply::BodyFormat;
 use crate::metadata::Metadata;
 
 /// Envoy's response flags, as a set. They stand in the order in which they are written: Envoy writes them as they were raised, and what
@@ -115,6 +116,8 @@ pub struct LocalReply {
     pub status: StatusCode,
     /// Its body.
     pub body: Bytes,
+    /// The form that its body gets before anything else is done with it; `None`: as it is.
+    pub format: Option<Arc<BodyFormat>>,
     /// Its headers beyond content length and type.
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// `%RESPONSE_CODE_DETAILS%`
@@ -136,6 +139,7 @@ impl LocalReply {
         Self {
             status,
             body: Bytes::from_static(body.as_bytes()),
+            format: None,
             headers: Vec::new(),
             details: details.into(),
             flags,

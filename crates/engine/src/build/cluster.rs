@@ -12,11 +12,12 @@ use proto::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use proto::envoy::extensions::clusters::{dns::v3 as dns, original_dst::v3 as original_dst};
 use proto::envoy::extensions::load_balancing_policies as lb;
 use proto::envoy::extensions::upstreams::http::v3 as upstream_http;
+use proto::envoy::r#type::metadata::v3::MetadataKey;
 use proto::envoy::r#type::v3::Percent;
 use proto::google::protobuf::{Any, Duration as ProtoDuration, UInt32Value, UInt64Value};
 
 use super::http::{http1, http2, positive};
-use super::value::{keepalive, placed_address, runtime_double, socket_option};
+use super::value::{header_name, keepalive, metadata_key, placed_address, runtime_double, socket_option};
 use super::{Context, flag, number, type_name};
 use crate::balance::{LbPolicy, SlowStart, ZoneAware};
 use crate::circuit::{Limits, RetryBudget};
@@ -63,6 +64,7 @@ fn config(cx: &mut Context<'_>, message: &xds::Cluster) -> Option<ClusterConfig>
         context.auto_sni |= options.auto_sni;
         context.auto_sni_san_validation |= options.auto_san_validation;
     }
+    let sni_header = http.upstream.as_ref().map_or("", |options| options.override_auto_sni_header.as_str());
     // Where nothing is said of ALPN, what the cluster can speak is offered (as Envoy does).
     let offered: &[&str] = match http.protocol {
         UpstreamProtocol::Auto => &["h2", "http/1.1"],
@@ -123,6 +125,7 @@ fn config(cx: &mut Context<'_>, message: &xds::Cluster) -> Option<ClusterConfig>
             .as_ref()
             .and_then(|options| options.tcp_keepalive.as_ref())
             .map(keepalive),
+        sni_header: if sni_header.is_empty() { None } else { header_name(cx, sni_header) },
         buffer_limit: number(message.per_connection_buffer_limit_bytes.as_ref(), BUFFER_LIMIT),
         dns,
         keeps_alpn: metadata.find("istio", ["alpn_override"]).and_then(Datum::text) == Some("false"),
@@ -161,7 +164,7 @@ fn discovery(cx: &mut Context<'_>, message: &xds::Cluster, name: &Arc<str>) -> O
                 _ => xds::cluster::OriginalDstLbConfig::default(),
             };
             let header = settings.use_http_header.then_some(settings.http_header_name);
-            (original_dst(cx, header, settings.upstream_port_override.as_ref())?, old)
+            (original_dst(cx, header, settings.metadata_key.as_ref(), settings.upstream_port_override.as_ref())?, old)
         }
         Some(Kind::ClusterType(custom)) => cx.field("cluster_type.typed_config", |cx| custom_cluster(cx, custom))?,
         Some(Kind::Type(_)) => return cx.field("type", |cx| cx.refuse("is no known type")),
@@ -193,7 +196,8 @@ fn custom_cluster(cx: &mut Context<'_>, message: &xds::cluster::CustomClusterTyp
         "envoy.extensions.clusters.original_dst.v3.OriginalDstCluster" => {
             let message: original_dst::OriginalDstCluster = cx.unpack(any)?;
             let header = message.use_http_header.then_some(message.http_header_name);
-            let found = original_dst(cx, header, message.upstream_port_override.as_ref())?;
+            let noted = message.metadata_key.as_ref();
+            let found = original_dst(cx, header, noted, message.upstream_port_override.as_ref())?;
             Some((found, DnsOptions::default()))
         }
         other => cx.refuse(format!("the cluster type {other} is not implemented")),
@@ -227,7 +231,12 @@ fn dns_options(
 }
 
 /// `header`: empty means the usual one.
-fn original_dst(cx: &mut Context<'_>, header: Option<String>, port: Option<&UInt32Value>) -> Option<Discovery> {
+fn original_dst(
+    cx: &mut Context<'_>,
+    header: Option<String>,
+    noted: Option<&MetadataKey>,
+    port: Option<&UInt32Value>,
+) -> Option<Discovery> {
     let header = match header.as_deref() {
         None => None,
         Some("") => Some(http::HeaderName::from_static("x-envoy-original-dst-host")),
@@ -238,7 +247,7 @@ fn original_dst(cx: &mut Context<'_>, header: Option<String>, port: Option<&UInt
         Some(Ok(port)) => Some(port),
         Some(Err(_)) => return cx.field("upstream_port_override", |cx| cx.refuse("must be at most 65535")),
     };
-    Some(Discovery::OriginalDst { header, port })
+    Some(Discovery::OriginalDst { header, noted: cx.optional("metadata_key", noted, metadata_key), port })
 }
 
 /// The numbering of `Cluster.DnsLookupFamily`.

@@ -231,6 +231,7 @@ fn client_cert(message: &hcm::HttpConnectionManager) -> ForwardClientCert {
             _ => ForwardClientCertMode::Sanitize,
         },
         subject: flag(details.subject.as_ref(), false),
+        issuer: details.issuer,
         uri: details.uri,
         dns: details.dns,
         certificate: details.cert,

@@ -7,14 +7,13 @@ use proto::envoy::config::route::v3 as route;
 use proto::envoy::extensions::common::ratelimit::v3 as common;
 use proto::envoy::extensions::filters::http::local_ratelimit::v3 as http;
 use proto::envoy::extensions::filters::network::local_ratelimit::v3 as network;
-use proto::envoy::r#type::metadata::v3 as metadata;
 use proto::envoy::r#type::v3 as kind;
 use proto::google::protobuf::Any;
 
 use ::http::StatusCode;
 
 use super::route_action::header_addition;
-use super::value::{cidr, header, header_key, runtime_fraction, template};
+use super::value::{cidr, header, header_key, metadata_key, runtime_fraction, template};
 use super::{Context, flag, number};
 use crate::dice::Fraction;
 use crate::format::{Operator, Piece};
@@ -290,24 +289,13 @@ fn address_match(cx: &mut Context<'_>, rule: &route::rate_limit::action::RemoteA
 }
 
 fn metadata_action(cx: &mut Context<'_>, rule: &route::rate_limit::action::MetaData) -> Option<Action> {
-    use metadata::metadata_key::path_segment::Segment;
     use route::rate_limit::action::meta_data::Source;
     let of_route = match Source::try_from(rule.source) {
         Ok(Source::Dynamic) => false,
         Ok(Source::RouteEntry) => true,
         _ => return cx.field("source", |cx| cx.refuse("only DYNAMIC and ROUTE_ENTRY are implemented")),
     };
-    let (space, path) = cx.required("metadata_key", rule.metadata_key.as_ref(), |cx, message| {
-        let space = cx.needed("key", &message.key)?;
-        if message.path.is_empty() {
-            return cx.field("path", |cx| cx.refuse("must not be empty"));
-        }
-        let path = cx.list("path", &message.path, |cx, segment| match &segment.segment {
-            Some(Segment::Key(key)) if !key.is_empty() => Some(cx.share(key)),
-            _ => cx.refuse("a key is required"),
-        });
-        Some((space, path))
-    })?;
+    let (space, path) = cx.required("metadata_key", rule.metadata_key.as_ref(), metadata_key)?;
     Some(Action::Metadata {
         key: key(cx, &rule.descriptor_key)?,
         of_route,

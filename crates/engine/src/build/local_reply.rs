@@ -14,7 +14,7 @@ use crate::local_reply::{BodyFormat, BodyTemplate, LocalReplies, Mapper};
 pub(super) fn local_replies(cx: &mut Context<'_>, message: &hcm::LocalReplyConfig) -> Option<LocalReplies> {
     Some(LocalReplies {
         mappers: cx.list("mappers", &message.mappers, mapper),
-        format: cx.optional("body_format", message.body_format.as_ref(), format),
+        format: cx.optional("body_format", message.body_format.as_ref(), body_format),
     })
 }
 
@@ -28,12 +28,12 @@ fn mapper(cx: &mut Context<'_>, message: &hcm::ResponseMapper) -> Option<Mapper>
         filter: cx.required("filter", message.filter.as_ref(), log_filter)?,
         status,
         body: cx.optional("body", message.body.as_ref(), inline_bytes),
-        format: cx.optional("body_format_override", message.body_format_override.as_ref(), format),
+        format: cx.optional("body_format_override", message.body_format_override.as_ref(), body_format),
         headers: cx.list("headers_to_add", &message.headers_to_add, header_addition),
     })
 }
 
-fn format(cx: &mut Context<'_>, message: &core::SubstitutionFormatString) -> Option<BodyFormat> {
+pub(super) fn body_format(cx: &mut Context<'_>, message: &core::SubstitutionFormatString) -> Option<BodyFormat> {
     let (template, usual) = match substituted(cx, message)? {
         Substituted::Text(text) => {
             let absent = if message.omit_empty_values { "" } else { "-" };

@@ -10,6 +10,7 @@ use proto::envoy::config::route::v3 as xds;
 use proto::envoy::extensions::path::rewrite::uri_template::v3 as rewrite;
 use proto::envoy::extensions::retry::priority::previous_priorities::v3::PreviousPrioritiesConfig;
 
+use super::local_reply::body_format;
 use super::route::header_mutation;
 use super::value::{header, header_key, header_name, inline_bytes, runtime_fraction, substitution, template};
 use super::{Context, filters, flag, number, type_name};
@@ -372,6 +373,7 @@ pub(super) fn direct_response(cx: &mut Context<'_>, message: &xds::DirectRespons
     Some(DirectResponse {
         status: code,
         body: cx.optional("body", message.body.as_ref(), inline_bytes).unwrap_or_default(),
+        format: cx.optional("body_format", message.body_format.as_ref(), body_format).map(Arc::new),
     })
 }
 

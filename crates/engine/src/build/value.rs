@@ -11,6 +11,8 @@ use ipnet::IpNet;
 use proto::envoy::config::core::v3 as core;
 use proto::envoy::config::route::v3 as route;
 use proto::envoy::r#type::matcher::v3 as matcher;
+use proto::envoy::r#type::metadata::v3::MetadataKey;
+use proto::envoy::r#type::metadata::v3::metadata_key::path_segment::Segment;
 use proto::envoy::r#type::v3 as kind;
 
 use super::Context;
@@ -214,6 +216,19 @@ pub(super) fn substitution(cx: &mut Context<'_>, message: &matcher::RegexMatchAn
 
 pub(super) fn header_key(cx: &mut Context<'_>, field: &'static str, name: &str) -> Option<HeaderKey> {
     HeaderKey::parse(name).or_else(|| cx.field(field, |cx| cx.refuse(format!("{name:?} is no header name"))))
+}
+
+/// A namespace of metadata, and keys from the top.
+pub(super) fn metadata_key(cx: &mut Context<'_>, message: &MetadataKey) -> Option<(Arc<str>, Vec<Arc<str>>)> {
+    let space = cx.needed("key", &message.key)?;
+    if message.path.is_empty() {
+        return cx.field("path", |cx| cx.refuse("must not be empty"));
+    }
+    let path = cx.list("path", &message.path, |cx, segment| match &segment.segment {
+        Some(Segment::Key(key)) if !key.is_empty() => Some(cx.share(key)),
+        _ => cx.refuse("a key is required"),
+    });
+    Some((space, path))
 }
 
 pub(super) fn header_name(cx: &mut Context<'_>, name: &str) -> Option<HeaderName> {

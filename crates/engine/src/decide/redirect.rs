@@ -24,6 +24,7 @@ pub(super) fn to(status: StatusCode, location: &str) -> LocalReply {
     LocalReply {
         status,
         body: Bytes::new(),
+        format: None,
         headers: location.map(|location| (LOCATION, location)).into_iter().collect(),
         details: "direct_response".into(),
         flags: Flags::NONE,

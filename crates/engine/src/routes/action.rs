@@ -9,6 +9,7 @@ use super::FilterOverrides;
 use crate::dice::Fraction;
 use crate::format::Template;
 use crate::limit::RouteRules;
+use crate::local_reply::BodyFormat;
 use crate::matcher::{HeaderKey, PathTemplate, Substitution, TemplateRewrite};
 use crate::retry::RetryPolicy;
 
@@ -207,6 +208,8 @@ pub struct DirectResponse {
     pub status: StatusCode,
     /// Its body.
     pub body: bytes::Bytes,
+    /// The form of its body; `None`: as it is.
+    pub format: Option<Arc<BodyFormat>>,
 }
 
 /// A copy of requests to another cluster; the answer is thrown away.

@@ -561,7 +561,7 @@ pub(super) fn certificate(manager: &HttpManager, downstream: &Downstream) -> Opt
     if !matches!(rule.mode, Mode::AppendForward | Mode::SanitizeSet) {
         return None;
     }
-    let mut parts = Vec::with_capacity(7);
+    let mut parts = Vec::with_capacity(8);
     parts.extend(downstream.own_uri.as_ref().map(|own| format!("By={own}")));
     parts.push(format!("Hash={}", peer.sha256));
     let quoted = |name: &str, text: Option<&Arc<str>>| text.map(|text| format!("{name}=\"{text}\""));
@@ -575,6 +575,9 @@ pub(super) fn certificate(manager: &HttpManager, downstream: &Downstream) -> Opt
     }
     if rule.dns {
         parts.extend(peer.dns_sans.iter().map(|dns| format!("DNS={dns}")));
+    }
+    if rule.issuer {
+        parts.push(format!("Issuer=\"{}\"", peer.issuer));
     }
     HeaderValue::try_from(parts.join(";")).ok()
 }

@@ -294,10 +294,11 @@ impl Exchange {
         tried: &[Arc<Endpoint>],
     ) -> Option<Arc<Endpoint>> {
         let cluster = &forward.cluster;
-        if let Discovery::OriginalDst { header, port } = &cluster.config.discovery {
-            let named = header.as_ref().and_then(|name| self.record.request_headers.get(name));
-            let named = named.and_then(|value| value.to_str().ok()).and_then(|value| value.parse().ok());
-            let address = named.unwrap_or(self.shared.downstream.facts.local);
+        if let Discovery::OriginalDst { header, noted, port } = &cluster.config.discovery {
+            let noted = noted.as_ref().and_then(|key| self.record.noted_text(key)?.parse().ok());
+            let headers = &self.record.request_headers;
+            let named = || headers.get(header.as_ref()?)?.to_str().ok()?.parse().ok();
+            let address = noted.or_else(named).unwrap_or(self.shared.downstream.facts.local);
             return Some(crate::upstream::original::endpoint(address, *port));
         }
         let avoid = policy.filter(|policy| policy.previous_hosts);
@@ -323,6 +324,10 @@ impl Exchange {
         let per_try = action.and_then(|action| action.retry.as_ref()).and_then(|policy| policy.per_try_timeout);
         let matched = self.record.matched.as_ref();
         let host = matched.and_then(|matched| shape::auto_host(matched, endpoint));
+        let named = forward.cluster.config.sni_header.as_ref();
+        let named = named.and_then(|name| self.record.request_headers.get(name)?.to_str().ok());
+        let named = named.filter(|name| !name.is_empty()).map(str::to_owned);
+        let named = named.as_deref();
         let count = matched.is_some_and(|matched| matched.host.attempt_count_in_request).then_some(number);
         let mut body = self.source.as_ref().map_or(UpBody::Empty, UpBody::attempt);
         let worker = self.shared.worker.clone();
@@ -331,7 +336,7 @@ impl Exchange {
             endpoint,
             priority: action.map_or(Priority::Default, |action| action.priority),
             downstream_h2: self.shared.h2,
-            authority: host.unwrap_or(&letter.authority),
+            authority: named.or(host).unwrap_or(&letter.authority),
             fresh: false,
             upgrade: letter.upgrade.is_some(),
             alpn: forward.alpn.as_deref(),

@@ -37,12 +37,9 @@ pub(super) fn write(
     let mut content_type = TEXT;
     if let Some(replies) = replies {
         let format = change(replies, record, dice, &mut form, headers);
-        if let Some(BodyFormat { template, content_type: told }) = format {
-            record.local_body = Some(String::from_utf8_lossy(&form.body).into());
-            form.body = line::body(template, record).into();
-            form.json = told == "application/json";
-            content_type = told.clone();
-            record.local_body = None;
+        if let Some(format) = format {
+            form.fill(format, record);
+            content_type = format.content_type.clone();
         }
         // What logs want of it is noted when it is sent.
         record.response_headers.clear();
@@ -81,7 +78,31 @@ fn change<'r>(
     mapper.format.as_ref().or(replies.format.as_ref())
 }
 
+/// An answer whose body has a form of its own. It is written before the answer has a status, as in Envoy.
+pub(super) fn of(
+    format: &BodyFormat,
+    status: StatusCode,
+    body: &Bytes,
+    record: &mut Record,
+    headers: &mut HeaderMap,
+) -> Form {
+    let mut form = Form::plain(status, body.clone());
+    let status = record.status.take();
+    form.fill(format, record);
+    record.status = status;
+    headers.insert(CONTENT_TYPE, format.content_type.clone());
+    form
+}
+
 impl Form {
+    /// Writes the body anew.
+    fn fill(&mut self, format: &BodyFormat, record: &mut Record) {
+        record.local_body = Some(String::from_utf8_lossy(&self.body).into());
+        self.body = line::body(&format.template, record).into();
+        self.json = format.content_type == "application/json";
+        record.local_body = None;
+    }
+
     /// As the proxy words it.
     pub(super) fn plain(status: StatusCode, body: Bytes) -> Self {
         Self { status, body, json: false }

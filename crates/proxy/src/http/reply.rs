@@ -28,7 +28,10 @@ impl Exchange {
             headers.append(name, value.clone());
         }
         self.shape_answer(&mut headers);
-        let form = Form::plain(reply.status, reply.body.clone());
+        let form = match &reply.format {
+            Some(format) => form::of(format, reply.status, &reply.body, &mut self.record, &mut headers),
+            None => Form::plain(reply.status, reply.body.clone()),
+        };
         let form = if reply.is_error { self.form(form, &mut headers) } else { form };
         if reply.is_error && self.record.grpc {
             return self.reply_grpc(&reply, form, headers);

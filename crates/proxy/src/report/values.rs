@@ -324,6 +324,14 @@ impl Record {
         }
     }
 
+    /// A text that filters noted under a namespace and keys.
+    pub fn noted_text(&self, (space, path): &(Arc<str>, Vec<Arc<str>>)) -> Option<Cow<'_, str>> {
+        match self.datum(MetadataSource::Dynamic, space, path)? {
+            Cow::Borrowed(datum) => datum.text().map(Cow::Borrowed),
+            Cow::Owned(datum) => datum.text().map(|text| Cow::Owned(text.to_owned())),
+        }
+    }
+
     fn metadata_of(&self, source: MetadataSource) -> Option<&Metadata> {
         let matched = self.matched.as_ref();
         match source {
