@@ -142,7 +142,9 @@ impl FaultAbort {
             return None;
         }
         let reply = LocalReply::error(status, "fault filter abort", "fault_filter_abort", Flags::FAULT_INJECTED);
-        Some(LocalReply { grpc_status: grpc, ..reply })
+        // gRPC has seventeen of them.
+        let grpc_status = grpc.map(|code| u16::try_from(code).unwrap_or(u16::MAX));
+        Some(LocalReply { grpc_status, ..reply })
     }
 }
 

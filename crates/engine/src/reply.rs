@@ -125,7 +125,7 @@ pub struct LocalReply {
     /// `%RESPONSE_FLAGS%`
     pub flags: Flags,
     /// The gRPC status to send, where it does not follow from `status`.
-    pub grpc_status: Option<u32>,
+    pub grpc_status: Option<u16>,
     /// The user's line that caused it.
     pub origin: Option<Arc<str>>,
     /// False: sent as it is (preflights), never as a gRPC status and without the mapping of local replies.

@@ -72,7 +72,7 @@ impl Exchange {
     fn reply_grpc(mut self: Box<Self>, reply: &LocalReply, form: Form, mut headers: HeaderMap) -> Response<DownBody> {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         if !headers.contains_key(GRPC_STATUS) {
-            let status = reply.grpc_status.unwrap_or_else(|| grpc_status(form.status));
+            let status = reply.grpc_status.map_or_else(|| grpc_status(form.status), u32::from);
             headers.insert(GRPC_STATUS, HeaderValue::from(status));
         }
         let body: &[u8] = &form.body;

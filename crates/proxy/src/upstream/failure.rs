@@ -7,7 +7,7 @@ use engine::reply::Flags;
 use http::StatusCode;
 
 /// gRPC's status for a deadline that has passed.
-const DEADLINE_EXCEEDED: u32 = 4;
+const DEADLINE_EXCEEDED: u16 = 4;
 
 /// Who is to blame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,7 +126,7 @@ impl Failure {
     }
 
     /// The gRPC status, where it does not follow from the HTTP status.
-    pub fn grpc_status(&self) -> Option<u32> {
+    pub fn grpc_status(&self) -> Option<u16> {
         (self.kind == Kind::Duration).then_some(DEADLINE_EXCEEDED)
     }
 
