@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 
 /// Payload bytes are passed over; only the nine bytes of each head are looked at (RFC 9113 section 4.1).
 const HEAD: usize = 9;
+/// Flags of DATA, HEADERS and CONTINUATION (sections 6.1, 6.2, 6.10).
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
 /// The most that a peer can save up.
 const MOST: f64 = 1000.0;
 /// What comes back each second.
@@ -37,6 +40,11 @@ const NEW: usize = 8 << 10;
 const REST: Duration = Duration::from_micros(500);
 /// Below this much it is not worth a timer.
 const LEAST_SPENT: f64 = 8.0;
+/// A frame that nobody needs: an empty DATA frame that ends nothing, of which h2 bears a hundred in a connection's life, or a
+/// short part of a head behind which there is another.
+const IDLE: f64 = 8.0;
+/// Such a part, in bytes.
+const SHORT_PART: usize = 1024;
 /// A request earns this, and a reset costs more: who takes back more than a third of what it asks for is cut off, after 500
 /// (Envoy's number) at the latest where it takes back all.
 const REQUEST: f64 = 2.0;
@@ -167,13 +175,24 @@ impl Frames {
         (self.spent >= LEAST_SPENT).then(|| REST.mul_f64(std::mem::take(&mut self.spent)))
     }
 
+    /// How long what has just come waits before it is looked at further: for all that it spent but long heads, which may
+    /// turn out to be requests. What ends the connection at once would only be followed by the next one.
+    pub fn rest_first(&mut self) -> Option<Duration> {
+        let spent = self.spent - self.drawn;
+        if !self.is_suspect() || spent < LEAST_SPENT {
+            return None;
+        }
+        self.spent = self.drawn;
+        Some(REST.mul_f64(spent))
+    }
+
     /// Bytes went to the peer.
     pub fn went(&mut self, count: usize) {
         self.allowance = (self.allowance + count as f64 / BYTES_FOR_ONE).min(MOST);
     }
 
     fn frame(&mut self) -> Result<(), Flood> {
-        let [a, b, c, kind, ..] = self.head;
+        let [a, b, c, kind, flags, ..] = self.head;
         let length = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
         self.payload = length;
         self.turn += match kind {
@@ -182,8 +201,11 @@ impl Frames {
             _ => 1,
         };
         let change = match kind {
-            // DATA; h2 bounds empty ones.
+            // DATA
             0 if length > 0 => 1.0,
+            0 if flags & END_STREAM == 0 => -IDLE,
+            // CONTINUATION
+            9 if length < SHORT_PART && flags & END_HEADERS == 0 => -IDLE,
             // HEADERS; long ones are read and may be refused without end.
             1 => {
                 let draws = length.saturating_sub(LONG_HEAD) as f64 / self.bytes_of_head;
@@ -235,6 +257,31 @@ mod tests {
         assert!(borne(&[(1, 10), (3, 4)]) < 520, "rapid reset: {}", borne(&[(1, 10), (3, 4)]));
         assert_eq!(borne(&[(1, 10), (0, 100), (8, 4), (6, 8)]), 20_000, "calls with a ping and a window each");
         assert_eq!(borne(&[(1, 10), (1, 10), (1, 10), (3, 4)]), 20_000, "every third call is taken back");
+    }
+
+    #[test]
+    fn what_costs_is_looked_at_late() {
+        let came = |kind, flags, length, count| {
+            let mut bytes = frame(kind, length);
+            bytes[4] = flags;
+            let mut frames = Frames::of_server();
+            assert_eq!(frames.came(&bytes.repeat(count)), Ok(()));
+            (frames.rest_first(), frames.rest_first(), frames.rest())
+        };
+        let millis = |millis: u64| Some(Duration::from_millis(millis));
+        assert_eq!(came(0, 0, 0, 100), (millis(400), None, None), "four milliseconds for each empty frame");
+        assert_eq!(came(0, END_STREAM, 0, 100), (None, None, None), "but for those that end something");
+        assert_eq!(came(9, 0, 5, 50), (millis(200), None, None), "and for each short part of a head");
+        assert_eq!(came(9, END_HEADERS, 5, 50), (None, None, None), "but the last");
+        assert_eq!(came(6, 0, 8, 120), (millis(60), None, None), "pings");
+        let mut frames = Frames::of_client();
+        frames.came(&vec![0; frames.preface]).unwrap();
+        for _ in 0..2 {
+            frames.came(&[0, 0x20, 0, 1, 4, 0, 0, 0, 1]).unwrap();
+            frames.came(&vec![0; 0x2000]).unwrap();
+        }
+        assert_eq!(frames.rest_first(), None, "long heads");
+        assert!(frames.rest().is_some(), "unless they turn out to be none");
     }
 
     #[test]

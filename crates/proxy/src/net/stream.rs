@@ -7,6 +7,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest, ReadBuf};
@@ -300,6 +301,32 @@ struct Watch {
     turns: Turns,
     /// Until when it is not read.
     pause: Option<Pin<Box<Sleep>>>,
+    /// What was read and is to be looked at after the pause.
+    held: BytesMut,
+}
+
+impl Watch {
+    /// Gives what is held when the pause is over, which begins with `time`.
+    fn poll_held(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+        time: Option<Duration>,
+    ) -> Poll<io::Result<()>> {
+        if let Some(time) = time {
+            self.pause = Some(Box::pin(tokio::time::sleep(time)));
+        }
+        if let Some(until) = &mut self.pause {
+            ready!(until.as_mut().poll(cx));
+            self.pause = None;
+        }
+        let count = self.held.len().min(buf.remaining());
+        buf.put_slice(&self.held.split_to(count));
+        if self.held.is_empty() {
+            self.held = BytesMut::new();
+        }
+        Poll::Ready(Ok(()))
+    }
 }
 
 /// How writing to a peer goes, readable while the stream is in use elsewhere, and what is known there of what it reads.
@@ -379,15 +406,24 @@ impl Ahead {
     /// Ends the connection of an HTTP/2 peer that floods it.
     #[must_use]
     pub fn guarding(mut self, frames: Frames) -> Self {
-        self.watch = Some(Box::new(Watch { frames, turns: Turns::default(), pause: None }));
+        self.watch = Some(Box::new(Watch { frames, turns: Turns::default(), pause: None, held: BytesMut::new() }));
         self
     }
 
-    fn came(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let Some(watch) = &mut self.watch else { return Ok(()) };
+    /// Bytes came, the last of `buf`. Those of a peer that spends its allowance are held back for a while.
+    fn came(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>, before: usize) -> Poll<io::Result<()>> {
+        let Some(watch) = &mut self.watch else { return Poll::Ready(Ok(())) };
+        let bytes = buf.filled().get(before..).unwrap_or_default();
         // Only its reader adds to it.
         self.writes.read.store(self.writes.bytes_read() + bytes.len() as u64, Ordering::Relaxed);
-        watch.frames.came(bytes).map_err(|flood| io::Error::new(io::ErrorKind::ConnectionAborted, flood))
+        let borne = watch.frames.came(bytes);
+        borne.map_err(|flood| io::Error::new(io::ErrorKind::ConnectionAborted, flood))?;
+        if let Some(time) = watch.frames.rest_first() {
+            watch.held.extend_from_slice(bytes);
+            buf.set_filled(before);
+            return watch.poll_held(cx, buf, Some(time));
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// Reads from the stream below. A peer that sends many frames lets others have their turn, and one that has spent much
@@ -395,7 +431,10 @@ impl Ahead {
     /// worker, nor send its servers more than they can bear.
     fn poll_turn(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let Some(watch) = &mut self.watch else { return Pin::new(&mut self.stream).poll_read(cx, buf) };
-        let Watch { frames, turns, pause } = &mut **watch;
+        if !watch.held.is_empty() {
+            return watch.poll_held(cx, buf, None);
+        }
+        let Watch { frames, turns, pause, .. } = &mut **watch;
         self.writes.settle(frames);
         if let Some(until) = pause {
             ready!(until.as_mut().poll(cx));
@@ -450,18 +489,19 @@ impl Ahead {
 impl AsyncRead for Ahead {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if !this.bytes.is_empty() {
-            let count = this.bytes.len().min(buf.remaining());
-            let taken = this.bytes.split_to(count);
-            if this.bytes.is_empty() {
-                this.bytes = BytesMut::new();
-            }
-            buf.put_slice(&taken);
-            return Poll::Ready(this.came(&taken));
-        }
         let before = buf.filled().len();
-        ready!(this.poll_turn(cx, buf))?;
-        Poll::Ready(this.came(buf.filled().get(before..).unwrap_or_default()))
+        if this.bytes.is_empty() {
+            let held = this.watch.as_ref().is_some_and(|watch| !watch.held.is_empty());
+            ready!(this.poll_turn(cx, buf))?;
+            // What was held was counted when it came.
+            return if held { Poll::Ready(Ok(())) } else { this.came(cx, buf, before) };
+        }
+        let count = this.bytes.len().min(buf.remaining());
+        buf.put_slice(&this.bytes.split_to(count));
+        if this.bytes.is_empty() {
+            this.bytes = BytesMut::new();
+        }
+        this.came(cx, buf, before)
     }
 }
 
