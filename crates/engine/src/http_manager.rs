@@ -152,6 +152,15 @@ impl HttpManager {
         })
     }
 
+    /// Whether a filter may change trailers.
+    #[must_use]
+    pub fn changes_trailers(&self) -> bool {
+        let may = |filter: &HttpFilter| {
+            matches!(filter.kind, HttpFilterKind::HeaderMutation(_) | HttpFilterKind::Discovered(_))
+        };
+        self.filters.iter().any(may)
+    }
+
     /// Whether a filter or a header hands the client's certificate on.
     #[must_use]
     pub fn tells_certificate(&self) -> bool {

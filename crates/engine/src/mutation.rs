@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use crate::decide::{Changed, Matched};
@@ -34,10 +34,14 @@ pub struct Mutations {
     pub query: Vec<QueryMutation>,
     /// Of responses' headers, an upstream's and the proxy's own.
     pub response: Vec<Mutation>,
+    /// Of requests' trailers, where there are any.
+    pub request_trailers: Vec<Mutation>,
+    /// Of responses' trailers, where there are any.
+    pub response_trailers: Vec<Mutation>,
 }
 
-/// One change of headers.
-#[derive(Debug)]
+/// One change of headers, or of trailers.
+#[derive(Debug, Clone)]
 pub enum Mutation {
     /// Takes a header away.
     Remove(HeaderName),
@@ -45,6 +49,34 @@ pub enum Mutation {
     RemoveMatching(StringMatcher),
     /// Adds or replaces one.
     Put(HeaderAddition),
+}
+
+/// What becomes of a request's trailers, should any come: with the values that were known when its head was there.
+#[derive(Debug, Default)]
+pub struct TrailerChanges(Vec<TrailerChange>);
+
+#[derive(Debug)]
+enum TrailerChange {
+    Put(HeaderAddition, HeaderValue),
+    Other(Mutation),
+}
+
+impl TrailerChanges {
+    /// Whether they stay as they come.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Makes the changes.
+    pub fn apply(&self, trailers: &mut HeaderMap) {
+        for change in &self.0 {
+            match change {
+                TrailerChange::Put(addition, value) => shape::put(addition, value.clone(), trailers),
+                TrailerChange::Other(mutation) => mutation.remove(trailers),
+            }
+        }
+    }
 }
 
 /// One change of a query.
@@ -99,12 +131,35 @@ impl HeaderMutationFilter {
         values: &impl Values,
         headers: &mut HeaderMap,
     ) {
-        for mutation in self.levels(name, matched).flat_map(|level| &level.response) {
-            match mutation {
-                Mutation::Put(addition) => shape::add(addition, values, headers),
-                other => other.remove(headers),
-            }
-        }
+        let mutations = self.levels(name, matched).flat_map(|level| &level.response);
+        mutations.for_each(|mutation| mutation.apply(values, headers));
+    }
+
+    /// Notes what is to become of a request's trailers.
+    pub(crate) fn request_trailers(
+        &self,
+        name: &str,
+        matched: Option<&Matched>,
+        values: &impl Values,
+        changes: &mut TrailerChanges,
+    ) {
+        let mutations = self.levels(name, matched).flat_map(|level| &level.request_trailers);
+        changes.0.extend(mutations.filter_map(|mutation| match mutation {
+            Mutation::Put(addition) => Some(TrailerChange::Put(addition.clone(), shape::value_of(addition, values)?)),
+            other => Some(TrailerChange::Other(other.clone())),
+        }));
+    }
+
+    /// Changes a response's trailers.
+    pub(crate) fn response_trailers(
+        &self,
+        name: &str,
+        matched: Option<&Matched>,
+        values: &impl Values,
+        trailers: &mut HeaderMap,
+    ) {
+        let mutations = self.levels(name, matched).flat_map(|level| &level.response_trailers);
+        mutations.for_each(|mutation| mutation.apply(values, trailers));
     }
 
     /// Its own changes, then those of the route's levels in order.
@@ -125,6 +180,13 @@ impl HeaderMutationFilter {
 }
 
 impl Mutation {
+    fn apply(&self, values: &impl Values, headers: &mut HeaderMap) {
+        match self {
+            Self::Put(addition) => shape::add(addition, values, headers),
+            other => other.remove(headers),
+        }
+    }
+
     fn remove(&self, headers: &mut HeaderMap) {
         match self {
             Self::Remove(name) => {

@@ -9,6 +9,7 @@ use crate::endpoint::Endpoint;
 use crate::facts::Facts;
 use crate::format::{RequestValues, Values};
 use crate::http_manager::{HttpFilter, HttpFilterKind, HttpManager};
+use crate::mutation::TrailerChanges;
 use crate::plan::Plan;
 use crate::routes::{AppendAction, HeaderAddition, HeaderMutation, HostRewrite, PathChange, PathRule, RouteMatch};
 
@@ -145,6 +146,41 @@ pub fn filtered(
                 headers.insert(IMMEDIATE_HEALTH_CHECK_FAIL, HeaderValue::from_static("true"));
             }
             _ => {}
+        }
+    }
+}
+
+/// What filters will change of a request's trailers.
+#[must_use]
+pub fn request_trailers(
+    (plan, manager): (&Plan, &HttpManager),
+    matched: Option<&Matched>,
+    facts: &Facts<'_>,
+) -> TrailerChanges {
+    let mut changes = TrailerChanges::default();
+    let values = RequestValues::of(facts, matched);
+    for filter in &manager.filters {
+        if let HttpFilterKind::HeaderMutation(mutations) = plan.kind_of(filter)
+            && filter.is_on(matched.and_then(|matched| matched.filter_override(&filter.name)))
+        {
+            mutations.request_trailers(&filter.name, matched, &values, &mut changes);
+        }
+    }
+    changes
+}
+
+/// What filters change of an answer's trailers.
+pub fn response_trailers(
+    (plan, manager): (&Plan, &HttpManager),
+    matched: Option<&Matched>,
+    values: &impl Values,
+    trailers: &mut HeaderMap,
+) {
+    for filter in manager.filters.iter().rev() {
+        if let HttpFilterKind::HeaderMutation(mutations) = plan.kind_of(filter)
+            && filter.is_on(matched.and_then(|matched| matched.filter_override(&filter.name)))
+        {
+            mutations.response_trailers(&filter.name, matched, values, trailers);
         }
     }
 }

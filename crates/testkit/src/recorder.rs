@@ -321,9 +321,15 @@ impl Backend {
         id: u64,
     ) {
         let at = Instant::now();
-        let (head, mut incoming) = request.into_parts();
+        let (mut head, mut incoming) = request.into_parts();
         self.log.enter(&self.name);
         let body = read_body(&mut incoming).await;
+        // They stand among the headers, under names of their own.
+        for (name, value) in incoming.trailers().await.ok().flatten().iter().flatten() {
+            if let Ok(name) = http::HeaderName::try_from(format!("trailer.{name}")) {
+                head.headers.append(name, value.clone());
+            }
+        }
         let authority = head.uri.authority().map(ToString::to_string).unwrap_or_default();
         let path = head.uri.path_and_query().map(ToString::to_string).unwrap_or_default();
         if is_check(&head.headers) {

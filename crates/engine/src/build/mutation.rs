@@ -32,6 +32,8 @@ fn mutations(cx: &mut Context<'_>, message: &xds::Mutations) -> Option<Mutations
         request: cx.list("request_mutations", &message.request_mutations, mutation),
         query: cx.list("query_parameter_mutations", &message.query_parameter_mutations, query),
         response: cx.list("response_mutations", &message.response_mutations, mutation),
+        request_trailers: cx.list("request_trailers_mutations", &message.request_trailers_mutations, mutation),
+        response_trailers: cx.list("response_trailers_mutations", &message.response_trailers_mutations, mutation),
     })
 }
 

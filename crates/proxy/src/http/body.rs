@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Bytes, BytesMut};
+use engine::mutation::TrailerChanges;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
@@ -119,6 +120,8 @@ pub struct Source {
     limit: usize,
     forgotten: bool,
     trailers: Option<HeaderMap>,
+    /// What filters change of its trailers.
+    changes: Option<Box<TrailerChanges>>,
     ended: Option<Instant>,
     /// Who waits for its end: the exchange's clock.
     end_wakers: Vec<Waker>,
@@ -170,6 +173,7 @@ impl Source {
             limit,
             forgotten: limit == 0,
             trailers: None,
+            changes: None,
             ended: None,
             end_wakers: Vec::new(),
             copies: Vec::new(),
@@ -217,6 +221,14 @@ impl Source {
     /// From now on at most so many bytes are remembered; what was not sent yet stays.
     pub fn remember_at_most(&mut self, limit: usize) {
         self.limit = limit;
+    }
+
+    /// Filters change its trailers, those that came already and those to come.
+    pub fn change_trailers(&mut self, changes: TrailerChanges) {
+        if let Some(trailers) = &mut self.trailers {
+            changes.apply(trailers);
+        }
+        self.changes = Some(Box::new(changes));
     }
 
     /// A copy of it from its start, sent while it comes. A copy that falls more than `most` bytes behind is given up, so that it
@@ -278,7 +290,10 @@ impl Source {
                 self.leave(false);
                 Poll::Ready(Some(Err(error)))
             }
-            Some(Ok(frame)) => {
+            Some(Ok(mut frame)) => {
+                if let (Some(changes), Some(trailers)) = (&self.changes, frame.trailers_mut()) {
+                    changes.apply(trailers);
+                }
                 self.remember(&frame);
                 if self.incoming.as_ref().is_some_and(Body::is_end_stream) {
                     self.finish();

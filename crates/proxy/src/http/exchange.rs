@@ -10,7 +10,7 @@ use engine::circuit::Slot;
 use engine::facts::Protocol;
 use engine::reply::{Flags, LocalReply};
 use engine::routes::Upgrade;
-use engine::{Decision, Endpoint, Facts, Forward, Outcome, Plan};
+use engine::{Decision, Endpoint, Facts, Forward, Outcome, Plan, shape};
 use http::{HeaderValue, Request, Response, Version};
 use http_body::Body as _;
 use tokio::time::{Instant, sleep};
@@ -105,6 +105,7 @@ pub async fn exchange(
         return exchange.terminate(&forward, upgrade).await;
     }
     exchange.take_body(incoming, &forward);
+    exchange.change_trailers(&head);
     let letter = match exchange.shape(head, &forward) {
         Ok(letter) => letter,
         Err(reply) => return exchange.reply(reply, None),
@@ -251,6 +252,17 @@ impl Exchange {
         match incoming.filter(|incoming| !incoming.is_end_stream()) {
             Some(incoming) => self.source = Some(Source::new(incoming, limit, self.record.grpc)),
             None => self.record.request_complete = Some(self.now.duration_since(self.began)),
+        }
+    }
+
+    /// What filters change of the request's trailers is told to who reads them.
+    fn change_trailers(&self, head: &Head) {
+        let Some(source) = self.source.as_ref().filter(|_| self.shared.manager.changes_trailers()) else { return };
+        let plan = self.shared.worker.shared.plan.load();
+        let around = (&**plan, &*self.shared.manager);
+        let changes = shape::request_trailers(around, self.record.matched.as_ref(), &self.facts(head));
+        if !changes.is_empty() {
+            source.borrow_mut().change_trailers(changes);
         }
     }
 

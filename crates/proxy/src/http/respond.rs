@@ -264,8 +264,11 @@ impl DownBody {
         }
     }
 
-    fn passed(&mut self, frame: &Frame<Bytes>) {
+    fn passed(&mut self, frame: &mut Frame<Bytes>) {
         let Some(exchange) = &mut self.exchange else { return };
+        if let Some(trailers) = frame.trailers_mut() {
+            exchange.change_answer_trailers(trailers);
+        }
         if let Some(data) = frame.data_ref() {
             exchange.record.bytes_sent += data.len() as u64;
             if exchange.record.grpc {
@@ -281,6 +284,15 @@ impl DownBody {
 }
 
 impl Exchange {
+    /// What filters change of the answer's trailers.
+    fn change_answer_trailers(&self, trailers: &mut HeaderMap) {
+        let manager = &self.shared.manager;
+        if manager.changes_trailers() {
+            let plan = self.shared.worker.shared.plan.load();
+            shape::response_trailers((&**plan, &**manager), self.record.matched.as_ref(), &self.record, trailers);
+        }
+    }
+
     fn most_requests(&self) -> Option<u32> {
         self.record.upstream.cluster.as_ref().and_then(|cluster| cluster.config.max_requests_per_connection)
     }
@@ -321,18 +333,18 @@ impl Body for DownBody {
                     this.end();
                     return Poll::Ready(None);
                 }
-                let frame = Frame::data(bytes);
-                this.passed(&frame);
+                let mut frame = Frame::data(bytes);
+                this.passed(&mut frame);
                 this.end();
                 return Poll::Ready(Some(Ok(frame)));
             }
             From::Upstream(coming) => coming,
         };
         match Pin::new(&mut coming.body).poll_frame(cx) {
-            Poll::Ready(Some(Ok(frame))) => {
+            Poll::Ready(Some(Ok(mut frame))) => {
                 coming.waited = false;
                 let ended = coming.body.is_end_stream();
-                this.passed(&frame);
+                this.passed(&mut frame);
                 if ended {
                     this.end();
                 }
