@@ -4,6 +4,8 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use rand_mt::Mt;
+
 use crate::endpoint::{Endpoint, EndpointSet};
 
 /// How much of the load each endpoint of a pool may have (`hash_balance_factor`).
@@ -57,13 +59,14 @@ pub(super) fn everyone(set: &EndpointSet) -> Arc<[Arc<Endpoint>]> {
 struct Shuffle {
     left: Vec<usize>,
     done: usize,
-    random: Twister,
+    /// Envoy's generator, `std::mt19937`.
+    random: Mt,
 }
 
 impl Shuffle {
     fn new(count: usize, seed: u64) -> Self {
-        // Envoy's generator takes the lower half of the hash.
-        Self { left: (0..count).collect(), done: 0, random: Twister::new(seed as u32) }
+        // It takes the lower half of the hash.
+        Self { left: (0..count).collect(), done: 0, random: Mt::new(seed as u32) }
     }
 }
 
@@ -74,7 +77,7 @@ impl Iterator for Shuffle {
         let open = u32::try_from(self.left.len().checked_sub(self.done)?).ok()?;
         let width = (1_u64 << 32).checked_div(u64::from(open))?;
         let step = loop {
-            let step = u64::from(self.random.next()?).checked_div(width)?;
+            let step = u64::from(self.random.next_u32()).checked_div(width)?;
             if step < u64::from(open) {
                 break usize::try_from(step).ok()?;
             }
@@ -86,52 +89,9 @@ impl Iterator for Shuffle {
     }
 }
 
-/// The Mersenne Twister MT19937 (Matsumoto, Nishimura 1998).
-struct Twister {
-    words: Vec<u32>,
-    at: usize,
-}
-
-const WORDS: usize = 624;
-const MIDDLE: usize = 397;
-
-impl Twister {
-    fn new(seed: u32) -> Self {
-        let next = |last: &u32| Some((last ^ (last >> 30)).wrapping_mul(1_812_433_253));
-        let words = (1..WORDS as u32).scan(seed, |last, number| {
-            *last = next(last)?.wrapping_add(number);
-            Some(*last)
-        });
-        Self { words: std::iter::once(seed).chain(words).collect(), at: 0 }
-    }
-
-    /// The next number. Words are renewed one by one, as they are used.
-    fn next(&mut self) -> Option<u32> {
-        let word = |at: usize| self.words.get(at % WORDS).copied();
-        let both = (word(self.at)? & 0x8000_0000) | (word(self.at + 1)? & 0x7fff_ffff);
-        let odd = if both & 1 == 1 { 0x9908_b0df } else { 0 };
-        let mut number = word(self.at + MIDDLE)? ^ (both >> 1) ^ odd;
-        *self.words.get_mut(self.at)? = number;
-        self.at = (self.at + 1) % WORDS;
-        number ^= number >> 11;
-        number ^= (number << 7) & 0x9d2c_5680;
-        number ^= (number << 15) & 0xefc6_0000;
-        Some(number ^ (number >> 18))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_twister_gives_its_published_numbers() {
-        let mut twister = Twister::new(5489);
-        let numbers: Vec<u32> = (0..10_000).filter_map(|_| twister.next()).collect();
-        assert_eq!(numbers.first(), Some(&3_499_211_612));
-        // What C++ demands of the 10,000th number of `std::mt19937`.
-        assert_eq!(numbers.last(), Some(&4_123_659_995));
-    }
 
     #[test]
     fn a_shuffle_has_every_number_once() {
