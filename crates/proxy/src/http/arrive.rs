@@ -125,6 +125,7 @@ pub fn canonical(client: Client<'_>, parts: request::Parts, dice: &mut Dice) -> 
     let request::Parts { mut method, uri, version, mut headers, mut extensions, .. } = parts;
     let seen = Seen::of(&headers);
     check_version(manager, version)?;
+    check_scheme(version, &uri)?;
     check_headers(manager, version, seen, &mut headers)?;
     let unread = is_unread_target(manager, version, &uri);
     let target = uri.authority().filter(|_| !unread);
@@ -174,6 +175,17 @@ fn check_version(manager: &HttpManager, version: Version) -> Result<(), LocalRep
             Err(malformed(StatusCode::UPGRADE_REQUIRED, "low_version"))
         }
         Version::HTTP_09 => Err(malformed(StatusCode::UPGRADE_REQUIRED, "low_version")),
+        _ => Ok(()),
+    }
+}
+
+/// A target in absolute form is of a kind that is served here.
+fn check_scheme(version: Version, uri: &Uri) -> Result<(), LocalReply> {
+    let known = |scheme: &str| scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https");
+    match uri.scheme_str() {
+        Some(scheme) if version <= Version::HTTP_11 && !known(scheme) => {
+            Err(malformed(StatusCode::BAD_REQUEST, "http1.invalid_scheme"))
+        }
         _ => Ok(()),
     }
 }
