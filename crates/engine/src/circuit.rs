@@ -111,12 +111,12 @@ impl Began {
 
     /// Counts one more.
     fn count(&mut self) {
-        *self.part() += 1;
+        *self.part() = self.part().saturating_add(1);
     }
 
     /// How many there are.
     fn sum(&self) -> u32 {
-        self.parts.iter().sum()
+        self.parts.iter().fold(0, |sum, part| sum.saturating_add(*part))
     }
 }
 
