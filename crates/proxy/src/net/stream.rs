@@ -7,7 +7,6 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest, ReadBuf};
@@ -306,16 +305,8 @@ struct Watch {
 }
 
 impl Watch {
-    /// Gives what is held when the pause is over, which begins with `time`.
-    fn poll_held(
-        &mut self,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-        time: Option<Duration>,
-    ) -> Poll<io::Result<()>> {
-        if let Some(time) = time {
-            self.pause = Some(Box::pin(tokio::time::sleep(time)));
-        }
+    /// Gives what is held when the pause is over.
+    fn poll_held(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if let Some(until) = &mut self.pause {
             ready!(until.as_mut().poll(cx));
             self.pause = None;
@@ -421,7 +412,8 @@ impl Ahead {
         if let Some(time) = watch.frames.rest_first() {
             watch.held.extend_from_slice(bytes);
             buf.set_filled(before);
-            return watch.poll_held(cx, buf, Some(time));
+            watch.pause = Some(Box::pin(tokio::time::sleep(time)));
+            return watch.poll_held(cx, buf);
         }
         Poll::Ready(Ok(()))
     }
@@ -431,9 +423,6 @@ impl Ahead {
     /// worker, nor send its servers more than they can bear.
     fn poll_turn(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let Some(watch) = &mut self.watch else { return Pin::new(&mut self.stream).poll_read(cx, buf) };
-        if !watch.held.is_empty() {
-            return watch.poll_held(cx, buf, None);
-        }
         let Watch { frames, turns, pause, .. } = &mut **watch;
         self.writes.settle(frames);
         if let Some(until) = pause {
@@ -489,17 +478,19 @@ impl Ahead {
 impl AsyncRead for Ahead {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if let Some(watch) = this.watch.as_mut().filter(|watch| !watch.held.is_empty()) {
+            // It was counted when it came.
+            return watch.poll_held(cx, buf);
+        }
         let before = buf.filled().len();
         if this.bytes.is_empty() {
-            let held = this.watch.as_ref().is_some_and(|watch| !watch.held.is_empty());
             ready!(this.poll_turn(cx, buf))?;
-            // What was held was counted when it came.
-            return if held { Poll::Ready(Ok(())) } else { this.came(cx, buf, before) };
-        }
-        let count = this.bytes.len().min(buf.remaining());
-        buf.put_slice(&this.bytes.split_to(count));
-        if this.bytes.is_empty() {
-            this.bytes = BytesMut::new();
+        } else {
+            let count = this.bytes.len().min(buf.remaining());
+            buf.put_slice(&this.bytes.split_to(count));
+            if this.bytes.is_empty() {
+                this.bytes = BytesMut::new();
+            }
         }
         this.came(cx, buf, before)
     }
@@ -532,5 +523,41 @@ impl AsyncWrite for Ahead {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::AsyncWriteExt as _;
+
+    use super::*;
+
+    /// Frames that nobody needs, each of a stream of its own: they are held back, and come out as they came, whatever was
+    /// read ahead of them and however little is taken at once.
+    #[tokio::test(flavor = "current_thread")]
+    async fn what_is_held_back_keeps_its_order() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let frame = |stream: u8| [0, 0, 0, 0, 0, 0, 0, 0, stream];
+        let bytes: Vec<u8> = (0..100).flat_map(frame).collect();
+        let (ahead, rest) = bytes.split_at(40 * 9);
+        far.write_all(rest).await.unwrap();
+        far.shutdown().await.unwrap();
+        let tasks = tokio::task::LocalSet::new();
+        let (ahead, expected) = (BytesMut::from(ahead), bytes.clone());
+        let read = tasks.run_until(async move {
+            let stream = Stream::Plain(Raw::new(Socket::Unix(near)));
+            let mut stream = Ahead::of(stream, ahead).guarding(Frames::of_server());
+            let (mut all, mut piece) = (Vec::new(), [0; 20 * 9 + 4]);
+            let begun = tokio::time::Instant::now();
+            while let Ok(count @ 1..) = stream.read(&mut piece).await {
+                all.extend_from_slice(&piece[..count]);
+            }
+            (all, begun.elapsed())
+        });
+        let (all, time) = read.await;
+        assert_eq!(all, expected);
+        assert!(time > Duration::from_millis(200), "{time:?}");
     }
 }
