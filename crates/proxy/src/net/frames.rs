@@ -8,6 +8,10 @@ use std::time::{Duration, Instant};
 
 /// Payload bytes are passed over; only the nine bytes of each head are looked at (RFC 9113 section 4.1).
 const HEAD: usize = 9;
+/// But for the four bytes behind that of a WINDOW_UPDATE.
+const WHOLE: usize = HEAD + 4;
+/// How a WINDOW_UPDATE begins (section 6.9): its length and its kind.
+const WINDOW_UPDATE: [u8; 4] = [0, 0, 4, 8];
 /// Flags of DATA, HEADERS and CONTINUATION (sections 6.1, 6.2, 6.10).
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
@@ -41,7 +45,7 @@ const REST: Duration = Duration::from_micros(500);
 /// Below this much it is not worth a timer.
 const LEAST_SPENT: f64 = 8.0;
 /// A frame that nobody needs: an empty DATA frame that ends nothing, of which h2 bears a hundred in a connection's life, or a
-/// short part of a head behind which there is another.
+/// short part of a head behind which there is another, or a window that grows by nothing (for which h2 resets the stream).
 const IDLE: f64 = 8.0;
 /// Such a part, in bytes.
 const SHORT_PART: usize = 1024;
@@ -55,9 +59,10 @@ const RESET: f64 = 6.0;
 pub struct Frames {
     /// Bytes of the client's preface still to come.
     preface: usize,
-    head: [u8; HEAD],
-    /// How much of a head is there.
+    head: [u8; WHOLE],
+    /// How much of a head is there, and how much there is to be.
     have: usize,
+    want: usize,
     /// Payload bytes still to pass over.
     payload: usize,
     allowance: f64,
@@ -93,8 +98,9 @@ impl Frames {
     fn after(preface: usize, bytes_of_head: f64) -> Self {
         Self {
             preface,
-            head: [0; HEAD],
+            head: [0; WHOLE],
             have: 0,
+            want: HEAD,
             payload: 0,
             allowance: MOST,
             filled: None,
@@ -122,13 +128,16 @@ impl Frames {
             if bytes.is_empty() {
                 break;
             }
-            let room = self.head.get_mut(self.have..).unwrap_or_default();
+            let room = self.head.get_mut(self.have..self.want).unwrap_or_default();
             let taken = room.len().min(bytes.len());
             room.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
             self.have += taken;
             bytes = bytes.get(taken..).unwrap_or_default();
-            if self.have == HEAD {
-                self.have = 0;
+            if self.have == HEAD && self.head.starts_with(&WINDOW_UPDATE) {
+                self.want = WHOLE;
+            }
+            if self.have == self.want {
+                (self.have, self.want) = (0, HEAD);
                 self.frame()?;
             }
         }
@@ -192,9 +201,10 @@ impl Frames {
     }
 
     fn frame(&mut self) -> Result<(), Flood> {
-        let [a, b, c, kind, flags, ..] = self.head;
+        let [a, b, c, kind, flags, _, _, _, _, increment @ ..] = self.head;
         let length = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
-        self.payload = length;
+        let is_window = self.head.starts_with(&WINDOW_UPDATE);
+        self.payload = if is_window { 0 } else { length };
         self.turn += match kind {
             1 => WORK + length / BLOCK,
             9 => 1 + length / BLOCK,
@@ -204,6 +214,7 @@ impl Frames {
             // DATA
             0 if length > 0 => 1.0,
             0 if flags & END_STREAM == 0 => -IDLE,
+            8 if is_window && increment == [0; 4] => -IDLE,
             // CONTINUATION
             9 if length < SHORT_PART && flags & END_HEADERS == 0 => -IDLE,
             // HEADERS; long ones are read and may be refused without end.
@@ -236,7 +247,7 @@ mod tests {
 
     fn frame(kind: u8, length: u8) -> Vec<u8> {
         let mut bytes = vec![0, 0, length, kind, 0, 0, 0, 0, 0];
-        bytes.resize(HEAD + usize::from(length), 0);
+        bytes.resize(HEAD + usize::from(length), 1);
         bytes
     }
 
@@ -264,6 +275,7 @@ mod tests {
         let came = |kind, flags, length, count| {
             let mut bytes = frame(kind, length);
             bytes[4] = flags;
+            bytes[HEAD..].fill(0);
             let mut frames = Frames::of_server();
             assert_eq!(frames.came(&bytes.repeat(count)), Ok(()));
             (frames.rest_first(), frames.rest_first(), frames.rest())
@@ -273,6 +285,7 @@ mod tests {
         assert_eq!(came(0, END_STREAM, 0, 100), (None, None, None), "but for those that end something");
         assert_eq!(came(9, 0, 5, 50), (millis(200), None, None), "and for each short part of a head");
         assert_eq!(came(9, END_HEADERS, 5, 50), (None, None, None), "but the last");
+        assert_eq!(came(8, 0, 4, 50), (millis(200), None, None), "for each window that grows by nothing");
         assert_eq!(came(6, 0, 8, 120), (millis(60), None, None), "pings");
         let mut frames = Frames::of_client();
         frames.came(&vec![0; frames.preface]).unwrap();
