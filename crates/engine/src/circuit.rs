@@ -99,9 +99,10 @@ impl Began {
             self.parts.rotate_right(1);
             *self.part() = 0;
         }
-        if over > 0 {
-            self.since = now;
-        }
+        self.since = match u32::try_from(over) {
+            Ok(over) if (over as usize) < PARTS => self.since + part.saturating_mul(over),
+            _ => now,
+        };
     }
 
     fn part(&mut self) -> &mut u32 {
@@ -259,5 +260,10 @@ mod tests {
         assert_eq!(most(at(104)), 2, "all count, though they have ended");
         assert_eq!(most(at(111)), 1, "the first two were more than ten seconds ago");
         assert_eq!(most(at(200)), 0);
+        let seldom = |number: u64| Moment::at(Duration::from_millis(300_000 + 1_900 * number));
+        for number in 0..20 {
+            drop(request(&state, &limits, Priority::Default, seldom(number)).unwrap());
+        }
+        assert_eq!(most(seldom(19)), 3, "six began within ten seconds");
     }
 }

@@ -45,19 +45,20 @@ pub struct TraceWishes {
 }
 
 impl Tracing {
-    /// Why a request with this id is traced.
-    pub fn judge(&self, id: &[u8], wishes: TraceWishes, dice: &mut Dice) -> TraceReason {
+    /// Why a request with this id is traced, and whether its id is to tell it: where nothing speaks for it, the id stays.
+    pub fn judge(&self, id: &[u8], wishes: TraceWishes, dice: &mut Dice) -> (TraceReason, bool) {
         if !self.by_id {
-            return TraceReason::Sampled;
+            return (TraceReason::Sampled, false);
         }
-        let Some(number) = number(id) else { return TraceReason::NotTraceable };
+        let Some(number) = number(id) else { return (TraceReason::NotTraceable, false) };
         let reason = match TraceReason::of(id) {
             TraceReason::NotTraceable if wishes.client && dice.hits(self.client) => TraceReason::ClientForced,
             TraceReason::NotTraceable if wishes.forced => TraceReason::ServiceForced,
             TraceReason::NotTraceable if holds(self.random, number) => TraceReason::Sampled,
             told => told,
         };
-        if holds(self.overall, number) { reason } else { TraceReason::NotTraceable }
+        let told = reason != TraceReason::NotTraceable;
+        (if holds(self.overall, number) { reason } else { TraceReason::NotTraceable }, told)
     }
 }
 
@@ -77,16 +78,14 @@ impl TraceReason {
     #[must_use]
     pub fn mark(self, id: &[u8]) -> Option<[u8; LENGTH]> {
         let mut marked: [u8; LENGTH] = id.try_into().ok()?;
-        if Self::of(id) == self {
-            return None;
-        }
-        *marked.get_mut(PLACE)? = match self {
+        let digit = match self {
             Self::NotTraceable => b'4',
             Self::Sampled => b'9',
             Self::ServiceForced => b'a',
             Self::ClientForced => b'b',
         };
-        Some(marked)
+        let place = marked.get_mut(PLACE)?;
+        (std::mem::replace(place, digit) != digit).then_some(marked)
     }
 }
 
@@ -118,7 +117,7 @@ mod tests {
     #[test]
     fn wishes_go_before_chance() {
         let judge =
-            |tracing: &Tracing, client, forced| tracing.judge(ID, TraceWishes { client, forced }, &mut Dice::new(1));
+            |tracing: &Tracing, client, forced| tracing.judge(ID, TraceWishes { client, forced }, &mut Dice::new(1)).0;
         assert_eq!(judge(&tracing(), false, false), TraceReason::NotTraceable);
         assert_eq!(judge(&tracing(), true, true), TraceReason::ClientForced);
         assert_eq!(judge(&tracing(), false, true), TraceReason::ServiceForced);
@@ -130,7 +129,7 @@ mod tests {
     fn the_id_is_the_chance() {
         let judge = |random, overall| {
             let tracing = Tracing { random: of(random), overall: of(overall), ..tracing() };
-            tracing.judge(ID, TraceWishes::default(), &mut Dice::new(1))
+            tracing.judge(ID, TraceWishes::default(), &mut Dice::new(1)).0
         };
         assert_eq!(judge(1_000, 10_000), TraceReason::NotTraceable);
         assert_eq!(judge(1_001, 10_000), TraceReason::Sampled);
@@ -146,9 +145,7 @@ mod tests {
             assert_eq!(TraceReason::NotTraceable.mark(&marked).as_ref(), Some(ID));
         }
         assert_eq!(TraceReason::Sampled.mark(b"no-uuid"), None);
-        assert_eq!(
-            tracing().judge(b"words that are no number", TraceWishes::default(), &mut Dice::new(1)),
-            TraceReason::NotTraceable
-        );
+        let words = tracing().judge(b"words that are no number", TraceWishes::default(), &mut Dice::new(1));
+        assert_eq!(words, (TraceReason::NotTraceable, false));
     }
 }

@@ -125,7 +125,10 @@ fn config(cx: &mut Context<'_>, message: &xds::Cluster) -> Option<ClusterConfig>
             .as_ref()
             .and_then(|options| options.tcp_keepalive.as_ref())
             .map(keepalive),
-        sni_header: if sni_header.is_empty() { None } else { header_name(cx, sni_header) },
+        sni_header: match sni_header {
+            "" => None,
+            name => cx.field("override_auto_sni_header", |cx| header_name(cx, name)),
+        },
         buffer_limit: number(message.per_connection_buffer_limit_bytes.as_ref(), BUFFER_LIMIT),
         dns,
         keeps_alpn: metadata.find("istio", ["alpn_override"]).and_then(Datum::text) == Some("false"),

@@ -233,9 +233,10 @@ impl ExtAuthz {
             None => None,
         };
         let said = |matcher: &MetadataMatcher| match matcher.path.as_slice() {
-            [key] if *matcher.space == *rbac::SPACE => {
-                matcher.value.matches(rbac::noted(reports, rbac::SPACE, key).as_ref()) != matcher.invert
-            }
+            [key] => match rbac::noted(reports, &matcher.space, key) {
+                Some(noted) => matcher.value.matches(Some(&noted)) != matcher.invert,
+                None => matcher.matches(facts.metadata),
+            },
             _ => matcher.matches(facts.metadata),
         };
         let enabled = dice.hits(self.enabled) && self.enabled_metadata.as_ref().is_none_or(said);

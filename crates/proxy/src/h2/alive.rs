@@ -18,8 +18,11 @@ use crate::net::stream::Writes;
 pub(super) struct Alive {
     pings: PingPong,
     times: Keepalive,
-    /// An answer is waited for.
+    /// How reading goes.
+    stream: Arc<Writes>,
+    /// An answer is waited for; bytes that had come when the wait began.
     asked: bool,
+    heard: u64,
     /// Until the next question, or until the answer is late; `None`: neither.
     until: Option<Pin<Box<Sleep>>>,
     quiet: Option<Rc<Quiet>>,
@@ -62,8 +65,8 @@ impl Quiet {
 
 impl Alive {
     /// `quiet`: who tells that a question is due beside those of the interval.
-    pub(super) fn new(pings: PingPong, times: Keepalive, quiet: Option<Rc<Quiet>>) -> Self {
-        let mut alive = Self { pings, times, asked: false, until: None, quiet };
+    pub(super) fn new(pings: PingPong, times: Keepalive, stream: Arc<Writes>, quiet: Option<Rc<Quiet>>) -> Self {
+        let mut alive = Self { pings, times, stream, asked: false, heard: 0, until: None, quiet };
         alive.rest();
         alive
     }
@@ -78,6 +81,12 @@ impl Alive {
 
     fn ask(&mut self) {
         self.asked = self.pings.send_ping(Ping::opaque()).is_ok();
+        self.wait();
+    }
+
+    /// Waits for an answer.
+    fn wait(&mut self) {
+        self.heard = self.stream.bytes_read();
         self.until = Some(Box::pin(sleep(self.times.timeout)));
     }
 
@@ -95,10 +104,12 @@ impl Alive {
             }
             let Some(until) = &mut self.until else { return Poll::Pending };
             ready!(until.as_mut().poll(cx));
-            if self.asked {
-                return Poll::Ready(());
+            match self.asked {
+                false => self.ask(),
+                // The answer may be behind a long body: who sends anything is there (Envoy's `onBeforeFrameReceived`).
+                true if self.stream.bytes_read() != self.heard => self.wait(),
+                true => return Poll::Ready(()),
             }
-            self.ask();
         }
     }
 }

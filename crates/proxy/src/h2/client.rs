@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
@@ -57,9 +58,11 @@ pub async fn connect(stream: Ahead, options: &Http2Options, open: Open) -> Resul
         .max_send_buffer_size(SEND_BUFFER)
         .max_concurrent_reset_streams(MAX_RESET_STREAMS)
         .enable_push(false);
-    let quiet = options.keepalive.as_ref().and_then(|times| Quiet::new(times, stream.writes()));
+    let writes = stream.writes();
+    let quiet = options.keepalive.as_ref().and_then(|times| Quiet::new(times, Arc::clone(&writes)));
     let (requests, mut connection) = builder.handshake::<_, Bytes>(stream).await?;
-    let alive = options.keepalive.and_then(|times| Some(Alive::new(connection.ping_pong()?, times, quiet.clone())));
+    let alive =
+        options.keepalive.and_then(|times| Some(Alive::new(connection.ping_pong()?, times, writes, quiet.clone())));
     // On the heap: the runtime moves what it is given several times.
     tokio::task::spawn_local(Box::pin(drive(connection, alive, quiet.clone(), open)));
     Ok(Sender { requests: RefCell::new(requests), quiet })

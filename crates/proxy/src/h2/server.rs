@@ -3,6 +3,7 @@
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -94,7 +95,9 @@ impl Future for Serving {
                         connection.graceful_shutdown();
                     }
                     let keepalive = this.shared.manager.http2.keepalive;
-                    let alive = keepalive.and_then(|times| Some(Alive::new(connection.ping_pong()?, times, None)));
+                    let alive = keepalive.and_then(|times| {
+                        Some(Alive::new(connection.ping_pong()?, times, Arc::clone(&this.shared.writes), None))
+                    });
                     this.stage = Stage::Open { connection, alive };
                 }
                 Stage::Open { connection, alive } => {

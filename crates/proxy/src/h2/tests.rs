@@ -162,7 +162,7 @@ async fn lost(answers: bool, times: Keepalive, begins: bool) -> bool {
     tokio::spawn(peer(far, answers));
     let (_requests, mut connection) = h2::client::handshake::<_>(near).await.unwrap();
     let quiet = Quiet::new(&times, Arc::default());
-    let mut alive = Alive::new(connection.ping_pong().unwrap(), times, quiet.clone());
+    let mut alive = Alive::new(connection.ping_pong().unwrap(), times, Arc::default(), quiet.clone());
     sleep(Duration::from_millis(20)).await;
     if let Some(quiet) = quiet.filter(|_| begins) {
         quiet.stream_begins();

@@ -125,9 +125,11 @@ pub fn canonical(client: Client<'_>, parts: request::Parts, dice: &mut Dice) -> 
     let request::Parts { mut method, uri, version, mut headers, mut extensions, .. } = parts;
     let seen = Seen::of(&headers);
     check_version(manager, version)?;
-    check_scheme(version, &uri)?;
     check_headers(manager, version, seen, &mut headers)?;
     let unread = is_unread_target(manager, version, &uri);
+    if !unread {
+        check_scheme(version, &uri)?;
+    }
     let target = uri.authority().filter(|_| !unread);
     let authority = authority(client, target, version, &method, &mut headers)?;
     let mut upgrade = hop_by_hop(manager, version, seen, &mut headers);
@@ -479,8 +481,8 @@ fn trace(manager: &HttpManager, forced: bool, headers: &mut HeaderMap, dice: &mu
     let Some(tracing) = &manager.tracing else { return TraceReason::NotTraceable };
     let wishes = TraceWishes { client: headers.contains_key(X_CLIENT_TRACE_ID), forced };
     let id = headers.get(X_REQUEST_ID).map_or(&b""[..], HeaderValue::as_bytes);
-    let reason = tracing.judge(id, wishes, dice);
-    if tracing.by_id {
+    let (reason, told) = tracing.judge(id, wishes, dice);
+    if told {
         mark(manager, reason, headers);
     }
     reason

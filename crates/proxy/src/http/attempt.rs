@@ -47,6 +47,8 @@ pub struct Letter {
     pub(super) scheme: &'static str,
     pub(super) upgrade: Option<String>,
     pub(super) retries: Retries,
+    /// What a header of the request says that its server is called, where the cluster asks for it.
+    pub(super) server: Option<Box<str>>,
 }
 
 /// The upstream's answer as it begins.
@@ -105,9 +107,11 @@ impl Letter {
             let expected = per_try.map_or(timeout, |per_try| per_try.min(timeout));
             headers.insert(EXPECTED_TIMEOUT, number(millis(expected)));
         }
+        let server = forward.cluster.config.sni_header.as_ref().and_then(|name| headers.get(name)?.to_str().ok());
+        let server = server.filter(|name| !name.is_empty()).map(Box::from);
         // What is forwarded is what logs and response formatters read: there is one copy of it.
         exchange.record.request_headers = headers;
-        Ok(Self { method, path, authority, scheme, upgrade, retries })
+        Ok(Self { method, path, authority, scheme, upgrade, retries, server })
     }
 
     /// The same head for a copy.
@@ -119,6 +123,7 @@ impl Letter {
             scheme: self.scheme,
             upgrade: None,
             retries: self.retries.clone(),
+            server: None,
         }
     }
 
@@ -324,10 +329,6 @@ impl Exchange {
         let per_try = action.and_then(|action| action.retry.as_ref()).and_then(|policy| policy.per_try_timeout);
         let matched = self.record.matched.as_ref();
         let host = matched.and_then(|matched| shape::auto_host(matched, endpoint));
-        let named = forward.cluster.config.sni_header.as_ref();
-        let named = named.and_then(|name| self.record.request_headers.get(name)?.to_str().ok());
-        let named = named.filter(|name| !name.is_empty()).map(str::to_owned);
-        let named = named.as_deref();
         let count = matched.is_some_and(|matched| matched.host.attempt_count_in_request).then_some(number);
         let mut body = self.source.as_ref().map_or(UpBody::Empty, UpBody::attempt);
         let worker = self.shared.worker.clone();
@@ -336,7 +337,7 @@ impl Exchange {
             endpoint,
             priority: action.map_or(Priority::Default, |action| action.priority),
             downstream_h2: self.shared.h2,
-            authority: named.or(host).unwrap_or(&letter.authority),
+            authority: letter.server.as_deref().or(host).unwrap_or(&letter.authority),
             fresh: false,
             upgrade: letter.upgrade.is_some(),
             alpn: forward.alpn.as_deref(),

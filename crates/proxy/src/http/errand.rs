@@ -128,6 +128,7 @@ impl Errand {
             scheme: "http",
             upgrade: None,
             retries: Retries::none(),
+            server: None,
         })
     }
 }

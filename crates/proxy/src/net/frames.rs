@@ -71,6 +71,8 @@ pub struct Frames {
     turn: usize,
     /// What was spent since the last rest.
     spent: f64,
+    /// What of it was spent on long heads.
+    of_heads: f64,
     /// So many bytes of a long head draw one.
     bytes_of_head: f64,
     /// What long heads drew that are not known to be requests.
@@ -106,6 +108,7 @@ impl Frames {
             filled: None,
             turn: 0,
             spent: 0.0,
+            of_heads: 0.0,
             bytes_of_head,
             drawn: 0.0,
             new: NEW,
@@ -173,25 +176,30 @@ impl Frames {
         self.drawn -= back;
         self.allowance = (self.allowance + back).min(MOST);
         self.spent = (self.spent - back).max(0.0);
+        self.of_heads = (self.of_heads - back).max(0.0);
     }
 
     /// How long this peer is not read now, for what it has spent.
     pub fn rest(&mut self) -> Option<Duration> {
         if !self.is_suspect() {
-            self.spent = 0.0;
+            (self.spent, self.of_heads) = (0.0, 0.0);
             return None;
         }
-        (self.spent >= LEAST_SPENT).then(|| REST.mul_f64(std::mem::take(&mut self.spent)))
+        if self.spent < LEAST_SPENT {
+            return None;
+        }
+        self.of_heads = 0.0;
+        Some(REST.mul_f64(std::mem::take(&mut self.spent)))
     }
 
     /// How long what has just come waits before it is looked at further: for all that it spent but long heads, which may
     /// turn out to be requests. What ends the connection at once would only be followed by the next one.
     pub fn rest_first(&mut self) -> Option<Duration> {
-        let spent = self.spent - self.drawn;
+        let spent = self.spent - self.of_heads;
         if !self.is_suspect() || spent < LEAST_SPENT {
             return None;
         }
-        self.spent = self.drawn;
+        self.spent = self.of_heads;
         Some(REST.mul_f64(spent))
     }
 
@@ -221,6 +229,7 @@ impl Frames {
             1 => {
                 let draws = length.saturating_sub(LONG_HEAD) as f64 / self.bytes_of_head;
                 self.drawn += draws;
+                self.of_heads = (self.of_heads + draws).min(MOST);
                 REQUEST - draws
             }
             // RST_STREAM
@@ -295,6 +304,8 @@ mod tests {
         }
         assert_eq!(frames.rest_first(), None, "long heads");
         assert!(frames.rest().is_some(), "unless they turn out to be none");
+        frames.came(&frame(6, 8).repeat(20)).unwrap();
+        assert_eq!(frames.rest_first(), millis(10), "what comes after them is no head");
     }
 
     #[test]

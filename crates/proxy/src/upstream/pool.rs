@@ -67,13 +67,16 @@ impl Pools {
         pool
     }
 
-    /// Makes room for one more pool of a cluster: forgets those without connections, and those of the same endpoint that
-    /// nobody uses at the moment.
-    pub fn make_room(&self, wanted: &Key) {
+    /// Makes room for one more pool of a cluster: of those that nobody has in use, forgets the ones without connections, those
+    /// of the same endpoint, and those of endpoints that are no more (`is_there` tells).
+    pub fn make_room(&self, wanted: &Key, is_there: impl Fn(&Target) -> bool) {
         self.retain(|key, pool| {
             let of_cluster = (key.cluster, key.priority) == (wanted.cluster, wanted.priority);
-            let spare = pool.open.get() == 0 || key.target == wanted.target && !pool.is_busy();
-            !(of_cluster && spare)
+            // The map has it, and each of its connections; whoever works with one has it as well.
+            let open = pool.open.get();
+            let unused = Rc::strong_count(pool) == 1 + open;
+            let spare = open == 0 || key.target == wanted.target || !is_there(&key.target);
+            !(of_cluster && unused && spare)
         });
     }
 
@@ -91,7 +94,7 @@ impl Pools {
     }
 
     /// Forgets the pools that are not to be kept and closes their idle connections; busy ones end with their exchange.
-    pub fn retain(&self, mut keep: impl FnMut(&Key, &Pool) -> bool) {
+    pub fn retain(&self, mut keep: impl FnMut(&Key, &Rc<Pool>) -> bool) {
         self.pools.borrow_mut().retain(|key, pool| {
             let kept = keep(key, pool);
             if !kept {
@@ -286,12 +289,6 @@ impl Pool {
         self.idle.borrow_mut().clear();
         self.shared.borrow_mut().clear();
         self.slot.take();
-    }
-
-    /// Whether an exchange uses one of its connections, or waits for one.
-    fn is_busy(&self) -> bool {
-        let (idle, shared) = (self.idle.borrow(), self.shared.borrow());
-        self.open.get() > idle.len() + shared.len() || shared.iter().any(|h2| h2.active.get() > 0)
     }
 
     fn is_empty(&self) -> bool {

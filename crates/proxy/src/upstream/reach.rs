@@ -131,7 +131,16 @@ fn pool(worker: &Worker, want: &Want<'_>, key: &Key) -> Result<Rc<Pool>, Failure
     let (state, limits) = (&want.cluster.state, want.cluster.config.limits(want.priority));
     let take = || circuit::take(state, limits, want.priority, Resource::Pools);
     let slot = take().or_else(|| {
-        worker.pools.make_room(key);
+        worker.pools.make_room(key, |target| {
+            let mut there = want.cluster.endpoints.iter().map(|endpoint| &endpoint.address);
+            there.any(|address| match (address, target) {
+                (Address::Socket(address), Target::Tcp(target)) => address == target,
+                (Address::Unix(path), Target::Unix(target)) => path == target,
+                // What a name led to is not known any more.
+                (Address::Name { .. }, _) => true,
+                _ => false,
+            })
+        });
         take()
     });
     let Some(slot) = slot else {
