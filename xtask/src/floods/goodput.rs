@@ -10,11 +10,15 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::world::{HTTP, Proxy};
+use super::{ROUNDS, TRIES};
 
 /// The least share of the peak that is still served under five times the load.
 const LEAST: f64 = 0.9;
 /// Clients at the loads among which the peak is looked for.
 const LOADS: [usize; 4] = [4, 16, 32, 64];
+/// Who gets so much of the peak has all that there is: more clients only wait longer. Which of several equal loads comes out best is
+/// chance, and five times the greatest of them is another load than five times what it takes.
+const FULL: f64 = 0.95;
 
 /// Measures; true when enough is served.
 pub(super) async fn holds(tulle: &Path, time: Duration) -> Result<bool> {
@@ -27,21 +31,23 @@ pub(super) async fn holds(tulle: &Path, time: Duration) -> Result<bool> {
 
 async fn best_share(tulle: &Path, time: Duration) -> Result<f64> {
     let mut best_share: f64 = 0.0;
-    for _ in 0..3 {
+    for _ in 0..TRIES {
         let proxy = Proxy::start(tulle, None).await?;
-        let mut peak = (0.0, 0);
+        let mut seen = Vec::new();
         for clients in LOADS {
-            let served = served(clients, time).await;
-            if served > peak.0 {
-                peak = (served, clients);
-            }
+            seen.push((served(clients, time).await, clients));
         }
-        let (best, clients) = peak;
-        let overloaded = served(clients * 5, time).await;
+        let mut best = seen.iter().map(|(served, _)| *served).fold(0.0, f64::max);
+        let clients = seen.iter().find(|(served, _)| *served >= FULL * best).map_or(0, |(_, clients)| *clients);
+        let mut overloaded: f64 = 0.0;
+        for _ in 0..ROUNDS {
+            overloaded = overloaded.max(served(clients * 5, time).await);
+            best = best.max(served(clients, time).await);
+        }
         proxy.end().await;
         let share = overloaded / best;
         println!(
-            "goodput: {best:.0}/s at best ({clients} clients), {overloaded:.0}/s with {} clients: {:.0} %",
+            "goodput: {best:.0}/s at best ({clients} clients suffice), {overloaded:.0}/s with {} clients: {:.0} %",
             clients * 5,
             100.0 * share
         );
