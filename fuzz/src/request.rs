@@ -101,7 +101,7 @@ fn same(first: &Request<Body>, second: &Request<Body>) {
     assert_eq!((first.headers(), first.body()), (second.headers(), second.body()));
 }
 
-/// A request in framing of our own.
+/// A request in framing of our own, in no more lines than it had: there may have been as many as there can be.
 fn write(out: &mut Vec<u8>, request: &Request<Body>) {
     out.extend(format!("{} {} HTTP/1.1\r\n", request.method(), request.uri()).bytes());
     for (name, value) in request.headers() {
@@ -109,7 +109,11 @@ fn write(out: &mut Vec<u8>, request: &Request<Body>) {
             out.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
         }
     }
-    out.extend(format!("content-length: {}\r\n\r\n", request.body().data.len()).bytes());
+    let framing = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
+    if framing.iter().any(|name| request.headers().contains_key(name)) {
+        out.extend(format!("content-length: {}\r\n", request.body().data.len()).bytes());
+    }
+    out.extend_from_slice(b"\r\n");
     out.extend_from_slice(&request.body().data);
 }
 
