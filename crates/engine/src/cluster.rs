@@ -14,7 +14,7 @@ use crate::endpoint::{Endpoint, EndpointSet};
 use crate::health::HealthCheck;
 use crate::http_manager::{Http1Options, Http2Options};
 use crate::listener::{SocketOption, TcpKeepalive};
-use crate::metadata::{Datum, Metadata};
+use crate::metadata::{Datum, Metadata, MetadataKey};
 use crate::outlier::{Monitor, OutlierConfig};
 use crate::routes::Priority;
 use crate::tls::UpstreamTls;
@@ -146,8 +146,8 @@ pub enum Discovery {
     OriginalDst {
         /// A request header (or `x-envoy-original-dst-host`) may name it instead.
         header: Option<http::HeaderName>,
-        /// What filters noted of a request may name it as well: a namespace, and keys from the top.
-        noted: Option<(Arc<str>, Vec<Arc<str>>)>,
+        /// What filters noted of a request may name it as well, and goes before the header.
+        noted: Option<MetadataKey>,
         /// Another port.
         port: Option<u16>,
     },

@@ -79,6 +79,15 @@ impl Metadata {
     }
 }
 
+/// Where a value stands: a namespace, and keys from the top (`envoy.type.metadata.v3.MetadataKey`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MetadataKey {
+    /// The namespace.
+    pub space: Arc<str>,
+    /// At least one.
+    pub path: Vec<Arc<str>>,
+}
+
 /// What a filter adds to a request's metadata (Envoy's `set_metadata`).
 #[derive(Debug, Clone, PartialEq)]
 pub struct MetadataAddition {

@@ -123,16 +123,22 @@ impl HeaderMutationFilter {
         }
     }
 
-    /// Changes a response.
+    /// Changes a part of a response: its headers ([`Mutations::response`]) or its trailers
+    /// ([`Mutations::response_trailers`]).
     pub(crate) fn response(
         &self,
+        part: fn(&Mutations) -> &[Mutation],
         name: &str,
         matched: Option<&Matched>,
         values: &impl Values,
         headers: &mut HeaderMap,
     ) {
-        let mutations = self.levels(name, matched).flat_map(|level| &level.response);
-        mutations.for_each(|mutation| mutation.apply(values, headers));
+        for mutation in self.levels(name, matched).flat_map(part) {
+            match mutation {
+                Mutation::Put(addition) => shape::add(addition, values, headers),
+                other => other.remove(headers),
+            }
+        }
     }
 
     /// Notes what is to become of a request's trailers.
@@ -148,18 +154,6 @@ impl HeaderMutationFilter {
             Mutation::Put(addition) => Some(TrailerChange::Put(addition.clone(), shape::value_of(addition, values)?)),
             other => Some(TrailerChange::Other(other.clone())),
         }));
-    }
-
-    /// Changes a response's trailers.
-    pub(crate) fn response_trailers(
-        &self,
-        name: &str,
-        matched: Option<&Matched>,
-        values: &impl Values,
-        trailers: &mut HeaderMap,
-    ) {
-        let mutations = self.levels(name, matched).flat_map(|level| &level.response_trailers);
-        mutations.for_each(|mutation| mutation.apply(values, trailers));
     }
 
     /// Its own changes, then those of the route's levels in order.
@@ -180,13 +174,6 @@ impl HeaderMutationFilter {
 }
 
 impl Mutation {
-    fn apply(&self, values: &impl Values, headers: &mut HeaderMap) {
-        match self {
-            Self::Put(addition) => shape::add(addition, values, headers),
-            other => other.remove(headers),
-        }
-    }
-
     fn remove(&self, headers: &mut HeaderMap) {
         match self {
             Self::Remove(name) => {

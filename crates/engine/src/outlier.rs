@@ -356,6 +356,10 @@ impl Monitor {
     /// An endpoint says of itself, in an answer, that it is overburdened.
     pub fn degrade(&self, cluster: &Cluster, endpoint: &Arc<Endpoint>, now: Moment, dice: &mut Dice) -> Option<Event> {
         let config = cluster.config.outlier.as_deref().filter(|config| config.detect_degraded)?;
+        // Most such answers come of endpoints that are known for it: they take no lock.
+        if endpoint.state.outlier.is_degraded() {
+            return None;
+        }
         let _one = locked(&self.decisions);
         if endpoint.state.outlier.degraded.swap(true, Ordering::Relaxed) {
             return None;

@@ -9,7 +9,7 @@ use crate::endpoint::Endpoint;
 use crate::facts::Facts;
 use crate::format::{RequestValues, Values};
 use crate::http_manager::{HttpFilter, HttpFilterKind, HttpManager};
-use crate::mutation::TrailerChanges;
+use crate::mutation::{HeaderMutationFilter, TrailerChanges};
 use crate::plan::Plan;
 use crate::routes::{AppendAction, HeaderAddition, HeaderMutation, HostRewrite, PathChange, PathRule, RouteMatch};
 
@@ -137,7 +137,7 @@ pub fn filtered(
                 }
             }
             HttpFilterKind::HeaderMutation(mutations) if is_on(filter) => {
-                mutations.response(&filter.name, matched, values, headers);
+                mutations.response(|level| &level.response, &filter.name, matched, values, headers);
             }
             HttpFilterKind::HealthCheck(own) if checks.iter().any(|check| Arc::ptr_eq(&check.filter, own)) => {
                 headers.extend(health.cluster.map(|cluster| (HEALTH_CHECKED_CLUSTER, cluster.clone())));
@@ -152,37 +152,40 @@ pub fn filtered(
 
 /// What filters will change of a request's trailers.
 #[must_use]
-pub fn request_trailers(
-    (plan, manager): (&Plan, &HttpManager),
-    matched: Option<&Matched>,
-    facts: &Facts<'_>,
-) -> TrailerChanges {
+pub fn request_trailers(around: (&Plan, &HttpManager), matched: Option<&Matched>, facts: &Facts<'_>) -> TrailerChanges {
     let mut changes = TrailerChanges::default();
     let values = RequestValues::of(facts, matched);
-    for filter in &manager.filters {
-        if let HttpFilterKind::HeaderMutation(mutations) = plan.kind_of(filter)
-            && filter.is_on(matched.and_then(|matched| matched.filter_override(&filter.name)))
-        {
-            mutations.request_trailers(&filter.name, matched, &values, &mut changes);
-        }
+    for (name, filter) in mutations(around, matched) {
+        filter.request_trailers(name, matched, &values, &mut changes);
     }
     changes
 }
 
 /// What filters change of an answer's trailers.
 pub fn response_trailers(
-    (plan, manager): (&Plan, &HttpManager),
+    around: (&Plan, &HttpManager),
     matched: Option<&Matched>,
     values: &impl Values,
     trailers: &mut HeaderMap,
 ) {
-    for filter in manager.filters.iter().rev() {
-        if let HttpFilterKind::HeaderMutation(mutations) = plan.kind_of(filter)
-            && filter.is_on(matched.and_then(|matched| matched.filter_override(&filter.name)))
-        {
-            mutations.response_trailers(&filter.name, matched, values, trailers);
-        }
+    for (name, filter) in mutations(around, matched).rev() {
+        filter.response(|level| &level.response_trailers, name, matched, values, trailers);
     }
+}
+
+/// The filters that change headers and trailers, where they are on, with their names.
+fn mutations<'a>(
+    (plan, manager): (&'a Plan, &'a HttpManager),
+    matched: Option<&'a Matched>,
+) -> impl DoubleEndedIterator<Item = (&'a str, &'a HeaderMutationFilter)> {
+    manager.filters.iter().filter_map(move |filter| match plan.kind_of(filter) {
+        HttpFilterKind::HeaderMutation(mutations)
+            if filter.is_on(matched.and_then(|matched| matched.filter_override(&filter.name))) =>
+        {
+            Some((&*filter.name, &**mutations))
+        }
+        _ => None,
+    })
 }
 
 /// Header changes from the most specific level up, or down where the table says that the most specific wins.

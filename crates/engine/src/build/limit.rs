@@ -21,6 +21,7 @@ use crate::limit::{
     Action, BucketPlan, ConnectionRateLimit, DefaultBucket, DescriptorLimit, Hits, HostRules, LimiterPlan,
     LocalRateLimit, RateLimit, RouteRules,
 };
+use crate::metadata::MetadataKey;
 use crate::routes::status;
 
 /// Envoy's shortest interval.
@@ -295,7 +296,7 @@ fn metadata_action(cx: &mut Context<'_>, rule: &route::rate_limit::action::MetaD
         Ok(Source::RouteEntry) => true,
         _ => return cx.field("source", |cx| cx.refuse("only DYNAMIC and ROUTE_ENTRY are implemented")),
     };
-    let (space, path) = cx.required("metadata_key", rule.metadata_key.as_ref(), metadata_key)?;
+    let MetadataKey { space, path } = cx.required("metadata_key", rule.metadata_key.as_ref(), metadata_key)?;
     Some(Action::Metadata {
         key: key(cx, &rule.descriptor_key)?,
         of_route,

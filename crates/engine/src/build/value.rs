@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use proto::envoy::config::core::v3 as core;
 use proto::envoy::config::route::v3 as route;
 use proto::envoy::r#type::matcher::v3 as matcher;
-use proto::envoy::r#type::metadata::v3::MetadataKey;
+use proto::envoy::r#type::metadata::v3 as metadata;
 use proto::envoy::r#type::metadata::v3::metadata_key::path_segment::Segment;
 use proto::envoy::r#type::v3 as kind;
 
@@ -23,6 +23,7 @@ use crate::matcher::{
     HeaderKey, HeaderMatcher, HeaderPattern, MetadataMatcher, Pattern, StringMatcher, StringPattern, Substitution,
     ValueMatcher,
 };
+use crate::metadata::MetadataKey;
 use crate::tls::DataSource;
 
 /// An address of this process's own network namespace.
@@ -218,8 +219,7 @@ pub(super) fn header_key(cx: &mut Context<'_>, field: &'static str, name: &str) 
     HeaderKey::parse(name).or_else(|| cx.field(field, |cx| cx.refuse(format!("{name:?} is no header name"))))
 }
 
-/// A namespace of metadata, and keys from the top.
-pub(super) fn metadata_key(cx: &mut Context<'_>, message: &MetadataKey) -> Option<(Arc<str>, Vec<Arc<str>>)> {
+pub(super) fn metadata_key(cx: &mut Context<'_>, message: &metadata::MetadataKey) -> Option<MetadataKey> {
     let space = cx.needed("key", &message.key)?;
     if message.path.is_empty() {
         return cx.field("path", |cx| cx.refuse("must not be empty"));
@@ -228,7 +228,7 @@ pub(super) fn metadata_key(cx: &mut Context<'_>, message: &MetadataKey) -> Optio
         Some(Segment::Key(key)) if !key.is_empty() => Some(cx.share(key)),
         _ => cx.refuse("a key is required"),
     });
-    Some((space, path))
+    Some(MetadataKey { space, path })
 }
 
 pub(super) fn header_name(cx: &mut Context<'_>, name: &str) -> Option<HeaderName> {

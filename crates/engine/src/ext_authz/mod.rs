@@ -23,6 +23,7 @@ pub use self::http::HttpService;
 
 /// The namespace in which the authorizer's metadata stands.
 pub const SPACE: &str = "envoy.filters.http.ext_authz";
+
 /// The filter (Envoy's `ExtAuthz`).
 #[derive(Debug)]
 pub struct ExtAuthz {

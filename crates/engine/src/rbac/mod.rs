@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use explain::{PolicyTrace, RuleTrace, Trace};
-pub use notes::{COMMON, SPACE, noted};
+pub use notes::noted;
 pub use tree::{Permission, Principal, Subject};
 
 /// Authorization of requests (`envoy.extensions.filters.http.rbac.v3.RBAC`).

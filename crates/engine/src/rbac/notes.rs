@@ -6,9 +6,9 @@ use super::{RbacReport, Verdict};
 use crate::metadata::Datum;
 
 /// The namespace of verdicts.
-pub const SPACE: &str = "envoy.filters.http.rbac";
-/// The namespace of what an [`Action::Log`](super::Action::Log) says.
-pub const COMMON: &str = "envoy.common";
+const SPACE: &str = "envoy.filters.http.rbac";
+/// The namespace of what [`super::Action::Log`] says.
+const COMMON: &str = "envoy.common";
 
 /// What filters noted under a key of a namespace; the last one counts.
 #[must_use]

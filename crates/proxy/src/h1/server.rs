@@ -311,7 +311,7 @@ impl Conn {
             let pumped = poll_pump(&mut body, &mut encoder, &self.wire, cx);
             {
                 let wire = self.wire.borrow();
-                shared.writes.stand(wire.sent, wire.holds_output());
+                shared.traffic.stand(wire.sent, wire.holds_output());
             }
             if pumped.is_ready() {
                 return pumped;
@@ -356,7 +356,7 @@ impl Conn {
         timeout(self.linger, rest).await.unwrap_or(false)
     }
 
-    /// Writes a head; how the body follows, and whether the connection goes on.
+    /// Traffic a head; how the body follows, and whether the connection goes on.
     fn write_head(
         &self,
         shared: &HttpConnection,

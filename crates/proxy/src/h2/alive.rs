@@ -12,14 +12,13 @@ use engine::http_manager::Keepalive;
 use h2::{Ping, PingPong};
 use tokio::time::{Instant, Sleep, sleep};
 
-use crate::net::stream::Writes;
+use crate::net::stream::Traffic;
 
 /// Asks one connection.
 pub(super) struct Alive {
     pings: PingPong,
     times: Keepalive,
-    /// How reading goes.
-    stream: Arc<Writes>,
+    traffic: Arc<Traffic>,
     /// An answer is waited for; bytes that had come when the wait began.
     asked: bool,
     heard: u64,
@@ -32,7 +31,7 @@ pub(super) struct Alive {
 #[derive(Debug)]
 pub(super) struct Quiet {
     most: Duration,
-    stream: Arc<Writes>,
+    traffic: Arc<Traffic>,
     /// Bytes that had come when it was last looked at, and since when there were no more.
     heard: Cell<(u64, Instant)>,
     /// A question is due.
@@ -41,9 +40,9 @@ pub(super) struct Quiet {
 
 impl Quiet {
     /// Listens to a peer which is asked before streams that begin after a long quiet; `None`: it is not.
-    pub(super) fn new(times: &Keepalive, stream: Arc<Writes>) -> Option<Rc<Self>> {
+    pub(super) fn new(times: &Keepalive, traffic: Arc<Traffic>) -> Option<Rc<Self>> {
         let heard = Cell::new((0, Instant::now()));
-        times.idle.map(|most| Rc::new(Self { most, stream, heard, due: Cell::new(false) }))
+        times.idle.map(|most| Rc::new(Self { most, traffic, heard, due: Cell::new(false) }))
     }
 
     /// A stream is about to begin: whoever drives the connection, which the stream wakes, asks first if it is time.
@@ -55,8 +54,8 @@ impl Quiet {
     }
 
     /// Notes what has come.
-    pub(super) fn listen(&self) {
-        let read = self.stream.bytes_read();
+    fn listen(&self) {
+        let read = self.traffic.bytes_read();
         if read != self.heard.get().0 {
             self.heard.set((read, Instant::now()));
         }
@@ -65,8 +64,8 @@ impl Quiet {
 
 impl Alive {
     /// `quiet`: who tells that a question is due beside those of the interval.
-    pub(super) fn new(pings: PingPong, times: Keepalive, stream: Arc<Writes>, quiet: Option<Rc<Quiet>>) -> Self {
-        let mut alive = Self { pings, times, stream, asked: false, heard: 0, until: None, quiet };
+    pub(super) fn new(pings: PingPong, times: Keepalive, traffic: Arc<Traffic>, quiet: Option<Rc<Quiet>>) -> Self {
+        let mut alive = Self { pings, times, traffic, asked: false, heard: 0, until: None, quiet };
         alive.rest();
         alive
     }
@@ -86,8 +85,15 @@ impl Alive {
 
     /// Waits for an answer.
     fn wait(&mut self) {
-        self.heard = self.stream.bytes_read();
+        self.heard = self.traffic.bytes_read();
         self.until = Some(Box::pin(sleep(self.times.timeout)));
+    }
+
+    /// Bytes may have come.
+    pub(super) fn listen(&self) {
+        if let Some(quiet) = &self.quiet {
+            quiet.listen();
+        }
     }
 
     /// Ready when the peer has not answered in time. A connection that ends says so itself.
@@ -107,7 +113,7 @@ impl Alive {
             match self.asked {
                 false => self.ask(),
                 // The answer may be behind a long body: who sends anything is there (Envoy's `onBeforeFrameReceived`).
-                true if self.stream.bytes_read() != self.heard => self.wait(),
+                true if self.traffic.bytes_read() != self.heard => self.wait(),
                 true => return Poll::Ready(()),
             }
         }

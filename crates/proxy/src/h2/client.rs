@@ -58,30 +58,25 @@ pub async fn connect(stream: Ahead, options: &Http2Options, open: Open) -> Resul
         .max_send_buffer_size(SEND_BUFFER)
         .max_concurrent_reset_streams(MAX_RESET_STREAMS)
         .enable_push(false);
-    let writes = stream.writes();
-    let quiet = options.keepalive.as_ref().and_then(|times| Quiet::new(times, Arc::clone(&writes)));
+    let traffic = stream.traffic();
+    let quiet = options.keepalive.as_ref().and_then(|times| Quiet::new(times, Arc::clone(&traffic)));
     let (requests, mut connection) = builder.handshake::<_, Bytes>(stream).await?;
     let alive =
-        options.keepalive.and_then(|times| Some(Alive::new(connection.ping_pong()?, times, writes, quiet.clone())));
+        options.keepalive.and_then(|times| Some(Alive::new(connection.ping_pong()?, times, traffic, quiet.clone())));
     // On the heap: the runtime moves what it is given several times.
-    tokio::task::spawn_local(Box::pin(drive(connection, alive, quiet.clone(), open)));
+    tokio::task::spawn_local(Box::pin(drive(connection, alive, open)));
     Ok(Sender { requests: RefCell::new(requests), quiet })
 }
 
-async fn drive(
-    mut connection: Connection<Ahead, Bytes>,
-    mut alive: Option<Alive>,
-    quiet: Option<Rc<Quiet>>,
-    open: Open,
-) {
+async fn drive(mut connection: Connection<Ahead, Bytes>, mut alive: Option<Alive>, open: Open) {
     let ended = poll_fn(|cx| {
         if alive.as_mut().is_some_and(|alive| alive.poll_lost(cx).is_ready()) {
             tracing::debug!(endpoint = %open.endpoint(), "upstream connection is lost: no answer to a ping");
             return Poll::Ready(Ok(()));
         }
         let ended = Pin::new(&mut connection).poll(cx);
-        if let Some(quiet) = &quiet {
-            quiet.listen();
+        if let Some(alive) = &alive {
+            alive.listen();
         }
         ended
     });

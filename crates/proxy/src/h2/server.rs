@@ -96,7 +96,7 @@ impl Future for Serving {
                     }
                     let keepalive = this.shared.manager.http2.keepalive;
                     let alive = keepalive.and_then(|times| {
-                        Some(Alive::new(connection.ping_pong()?, times, Arc::clone(&this.shared.writes), None))
+                        Some(Alive::new(connection.ping_pong()?, times, Arc::clone(&this.shared.traffic), None))
                     });
                     this.stage = Stage::Open { connection, alive };
                 }
@@ -127,7 +127,7 @@ async fn serve_stream(shared: Rc<HttpConnection>, request: Request<RecvStream>, 
     if poll_fn(|cx| Poll::Ready(respond.poll_reset(cx).is_ready())).await {
         return;
     }
-    shared.writes.head_served(head_size(&request));
+    shared.traffic.head_served(head_size(&request));
     let (parts, recv) = request.into_parts();
     let interim = shared.manager.relay_interim.then(Rc::<Interim>::default);
     if interim.is_none() && expects(&parts.headers) {

@@ -27,9 +27,9 @@ use super::text::Text;
 use crate::h1;
 use crate::h2::client::Unanswered;
 use crate::report::party::Own;
+use crate::upstream::DEGRADED;
 use crate::upstream::failure::{Failure, Kind};
 use crate::upstream::pool::{H1, Link, Stream as H2Stream};
-use crate::upstream::probe::DEGRADED;
 use crate::upstream::reach::{Via, Want, Way, reach};
 
 const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
@@ -435,15 +435,15 @@ impl Exchange {
         if failed {
             endpoint.state.errors.fetch_add(1, Ordering::Relaxed);
         }
-        if forward.cluster.config.outlier.is_none() {
-            return;
-        }
+        let Some(config) = &forward.cluster.config.outlier else { return };
         let worker = &self.shared.worker;
         let mut dice = worker.dice.borrow_mut();
         let cluster = &forward.cluster;
         let (monitor, now) = (&cluster.state.monitor, worker.shared.at(self.now));
         let mut events = monitor.record(cluster, endpoint, report, now, &mut dice);
-        if result.as_ref().is_ok_and(|answer| answer.response.headers().contains_key(DEGRADED)) {
+        if config.detect_degraded
+            && result.as_ref().is_ok_and(|answer| answer.response.headers().contains_key(DEGRADED))
+        {
             events.extend(monitor.degrade(cluster, endpoint, now, &mut dice));
         }
         drop(dice);

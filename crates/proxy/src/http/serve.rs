@@ -22,7 +22,7 @@ use super::{arrive, malformed};
 use crate::door::connection::Connection;
 use crate::door::preface;
 use crate::net::frames::Frames;
-use crate::net::stream::{Ahead, Stream, Writes};
+use crate::net::stream::{Ahead, Stream, Traffic};
 use crate::report::Site;
 use crate::report::record::{Downstream, PeerMetadata, Wants};
 use crate::worker::Worker;
@@ -65,8 +65,8 @@ pub struct HttpConnection {
     pub reading: Cell<bool>,
     /// Interim answers that are to be passed on (HTTP/1).
     pub interim: Rc<Interim>,
-    /// How writing to the client goes.
-    pub writes: Arc<Writes>,
+    /// What goes to the client and comes from it.
+    pub traffic: Arc<Traffic>,
     /// The chain drains: answers say so.
     pub draining: Cell<bool>,
     /// For the limits of its exchanges (HTTP/1).
@@ -98,7 +98,7 @@ pub async fn begin(
         quiet_since: Cell::new(Instant::now()),
         reading: Cell::new(false),
         interim: Rc::default(),
-        writes: stream.writes(),
+        traffic: stream.traffic(),
         draining: Cell::new(false),
         alarm: Rc::default(),
         closing: Cell::new(false),
@@ -309,7 +309,7 @@ impl Guarded<'_> {
 
     /// The client has taken nothing of what waits for it, for longer than an exchange may stand still.
     fn is_blocked(&mut self, now: Instant) -> bool {
-        let written = self.shared.writes.blocked_at();
+        let written = self.shared.traffic.blocked_at();
         match (written, self.blocked_since) {
             (Some(written), Some((before, since))) if written == before => {
                 self.shared.manager.stream_idle_timeout.is_some_and(|limit| now >= since + limit)

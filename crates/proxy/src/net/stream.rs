@@ -289,7 +289,7 @@ impl AsyncWrite for Stream {
 pub struct Ahead {
     bytes: BytesMut,
     stream: Stream,
-    writes: Arc<Writes>,
+    traffic: Arc<Traffic>,
     watch: Option<Box<Watch>>,
 }
 
@@ -320,9 +320,9 @@ impl Watch {
     }
 }
 
-/// How writing to a peer goes, readable while the stream is in use elsewhere, and what is known there of what it reads.
+/// What goes to a peer and comes from it, readable while the stream is in use elsewhere, and what is known there of what was read.
 #[derive(Debug, Default)]
-pub struct Writes {
+pub struct Traffic {
     written: AtomicU64,
     blocked: AtomicBool,
     /// Bytes read, of peers that are guarded.
@@ -331,7 +331,7 @@ pub struct Writes {
     long_heads: AtomicUsize,
 }
 
-impl Writes {
+impl Traffic {
     /// Bytes written so far, while the peer takes no more; `None`: it takes what there is.
     pub fn blocked_at(&self) -> Option<u64> {
         self.blocked.load(Ordering::Relaxed).then(|| self.written.load(Ordering::Relaxed))
@@ -376,7 +376,7 @@ impl Writes {
 impl Ahead {
     /// A stream of which nothing was read.
     pub fn none(stream: Stream) -> Self {
-        Self { bytes: BytesMut::new(), stream, writes: Arc::default(), watch: None }
+        Self { bytes: BytesMut::new(), stream, traffic: Arc::default(), watch: None }
     }
 
     /// The stream below, and what was read of it.
@@ -389,9 +389,9 @@ impl Ahead {
         Self { bytes, ..Self::none(stream) }
     }
 
-    /// How writing goes.
-    pub fn writes(&self) -> Arc<Writes> {
-        Arc::clone(&self.writes)
+    /// What goes and comes.
+    pub fn traffic(&self) -> Arc<Traffic> {
+        Arc::clone(&self.traffic)
     }
 
     /// Ends the connection of an HTTP/2 peer that floods it.
@@ -406,7 +406,7 @@ impl Ahead {
         let Some(watch) = &mut self.watch else { return Poll::Ready(Ok(())) };
         let bytes = buf.filled().get(before..).unwrap_or_default();
         // Only its reader adds to it.
-        self.writes.read.store(self.writes.bytes_read() + bytes.len() as u64, Ordering::Relaxed);
+        self.traffic.read.store(self.traffic.bytes_read() + bytes.len() as u64, Ordering::Relaxed);
         let borne = watch.frames.came(bytes);
         borne.map_err(|flood| io::Error::new(io::ErrorKind::ConnectionAborted, flood))?;
         if let Some(time) = watch.frames.rest_first() {
@@ -424,7 +424,7 @@ impl Ahead {
     fn poll_turn(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let Some(watch) = &mut self.watch else { return Pin::new(&mut self.stream).poll_read(cx, buf) };
         let Watch { frames, turns, pause, .. } = &mut **watch;
-        self.writes.settle(frames);
+        self.traffic.settle(frames);
         if let Some(until) = pause {
             ready!(until.as_mut().poll(cx));
             *pause = None;
@@ -457,7 +457,7 @@ impl Ahead {
     }
 
     fn went(&mut self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        self.writes.note(&result);
+        self.traffic.note(&result);
         if let (Some(watch), Poll::Ready(Ok(count))) = (&mut self.watch, &result) {
             watch.frames.went(*count);
         }

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use engine::format::{AddressPart, GrpcStatusStyle, MetadataSource, Operator, Precision, TimePoint, Values};
 use engine::matcher::HeaderKey;
-use engine::metadata::{Datum, Metadata};
+use engine::metadata::{Datum, Metadata, MetadataKey};
 use engine::rbac;
 use http::{HeaderMap, HeaderName};
 use telemetry::accesslog::{TimeFormat, clock};
@@ -324,9 +324,9 @@ impl Record {
         }
     }
 
-    /// A text that filters noted under a namespace and keys.
-    pub fn noted_text(&self, (space, path): &(Arc<str>, Vec<Arc<str>>)) -> Option<Cow<'_, str>> {
-        match self.datum(MetadataSource::Dynamic, space, path)? {
+    /// A text that filters noted.
+    pub fn noted_text(&self, key: &MetadataKey) -> Option<Cow<'_, str>> {
+        match self.datum(MetadataSource::Dynamic, &key.space, &key.path)? {
             Cow::Borrowed(datum) => datum.text().map(Cow::Borrowed),
             Cow::Owned(datum) => datum.text().map(|text| Cow::Owned(text.to_owned())),
         }

@@ -75,8 +75,7 @@ impl Pools {
             // The map has it, and each of its connections; whoever works with one has it as well.
             let open = pool.open.get();
             let unused = Rc::strong_count(pool) == 1 + open;
-            let spare = open == 0 || key.target == wanted.target || !is_there(&key.target);
-            !(of_cluster && unused && spare)
+            !(of_cluster && unused && (open == 0 || key.target == wanted.target || !is_there(&key.target)))
         });
     }
 

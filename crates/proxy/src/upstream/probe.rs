@@ -14,6 +14,7 @@ use hyper_util::rt::TokioIo;
 use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use super::DEGRADED;
 use super::failure::Failure;
 use super::reach::connect;
 use crate::net::dial::Target;
@@ -23,8 +24,6 @@ use crate::tls::server_name;
 
 /// How checks call themselves, as Envoy's do: programs know it from their logs.
 const USER_AGENT: HeaderValue = HeaderValue::from_static("Envoy/HC");
-/// By this header an answer says that its server is overburdened.
-pub const DEGRADED: HeaderName = HeaderName::from_static("x-envoy-degraded");
 const CHECKED_CLUSTER: HeaderName = HeaderName::from_static("x-envoy-upstream-healthchecked-cluster");
 /// More of an answer than this is not read only to keep the connection.
 const DRAINED: usize = 64 * 1024;
